@@ -26,19 +26,19 @@ const WIDE_PX = 600;
  * @returns {Columns}
  */
 export function layColumns({ room, gutter, total, glyphs, caret, first }) {
-  const space = Math.max(NARROWEST_PX, room - gutter);
-  const needed = Math.min(WIDEST_PX, Math.max(NARROWEST_PX, Math.ceil(glyphs * GLYPH_PX + 6)));
-  const spacious = Math.max(needed, MOST_SPACIOUS_PX);
-  const width = Math.max(needed, Math.min(spacious, Math.floor(space / Math.max(1, total))));
-  const inSight = Math.max(1, Math.min(total, Math.floor(space / width)));
-  const isWide = room > WIDE_PX;
-  if (inSight === total) return { gutter, width, first: 0, count: total, total, room, isWide };
-  const before = Math.min(3, Math.floor(inSight / 4));
-  let from = first;
-  if (caret < from + before) from = caret - before - 2;
-  if (caret + 1 > from + inSight - 1 - before) from = caret + before + 4 - inSight;
-  from = Math.max(0, Math.min(total - inSight, from));
-  return { gutter, width, first: from, count: inSight, total, room, isWide };
+	const space = Math.max(NARROWEST_PX, room - gutter);
+	const needed = Math.min(WIDEST_PX, Math.max(NARROWEST_PX, Math.ceil(glyphs * GLYPH_PX + 6)));
+	const spacious = Math.max(needed, MOST_SPACIOUS_PX);
+	const width = Math.max(needed, Math.min(spacious, Math.floor(space / Math.max(1, total))));
+	const inSight = Math.max(1, Math.min(total, Math.floor(space / width)));
+	const isWide = room > WIDE_PX;
+	if (inSight === total) return { gutter, width, first: 0, count: total, total, room, isWide };
+	const before = Math.min(3, Math.floor(inSight / 4));
+	let from = first;
+	if (caret < from + before) from = caret - before - 2;
+	if (caret + 1 > from + inSight - 1 - before) from = caret + before + 4 - inSight;
+	from = Math.max(0, Math.min(total - inSight, from));
+	return { gutter, width, first: from, count: inSight, total, room, isWide };
 }
 
 /** The left edge of a position's column, from the first one in sight. @param {Columns} c @param {number} t */

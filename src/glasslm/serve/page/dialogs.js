@@ -9,29 +9,29 @@ import { count, plural } from "./words.js";
 
 /** @param {string} title @param {Child[]} content */
 export function openDialog(title, ...content) {
-  const dialog = byId("dialog");
-  dialog.setAttribute("aria-label", title);
-  morph(dialog, el("h2", {}, title), ...content);
-  if (!dialog.open) dialog.showModal();
-  return dialog;
+	const dialog = byId("dialog");
+	dialog.setAttribute("aria-label", title);
+	morph(dialog, el("h2", {}, title), ...content);
+	if (!dialog.open) dialog.showModal();
+	return dialog;
 }
 
 const close = () => byId("dialog").close();
 
 /** @param {string} words */
 const closeButton = (words = "Close") =>
-  el("button", { type: "button", class: "tool framed", on: { click: close } }, words);
+	el("button", { type: "button", class: "tool framed", on: { click: close } }, words);
 
 export function showKeys() {
-  const rows = KEYS.flatMap(([keys, words]) => [
-    el(
-      "dt",
-      {},
-      keys.split(" ").map((key) => (key === "–" ? "–" : el("kbd", {}, key))),
-    ),
-    el("dd", {}, words),
-  ]);
-  openDialog("Keys", el("dl", {}, rows), closeButton());
+	const rows = KEYS.flatMap(([keys, words]) => [
+		el(
+			"dt",
+			{},
+			keys.split(" ").map((key) => (key === "–" ? "–" : el("kbd", {}, key))),
+		),
+		el("dd", {}, words),
+	]);
+	openDialog("Keys", el("dl", {}, rows), closeButton());
 }
 
 /**
@@ -45,118 +45,118 @@ export function showKeys() {
  * @param {(text: string) => void} given.use
  */
 export function editText({ text, blockSize, unit, sample, tokenize, use }) {
-  const area = el("textarea", {
-    rows: 6,
-    class: "mono",
-    "aria-label": "The text",
-    "aria-describedby": "text-status",
-    dir: "auto",
-    spellcheck: "false",
-  });
-  area.value = text;
-  const status = el("p", { class: "soft", id: "text-status", role: "status" });
-  const go = el("button", { type: "submit", class: "tool framed main" }, "Read it");
-  let asked = 0;
+	const area = el("textarea", {
+		rows: 6,
+		class: "mono",
+		"aria-label": "The text",
+		"aria-describedby": "text-status",
+		dir: "auto",
+		spellcheck: "false",
+	});
+	area.value = text;
+	const status = el("p", { class: "soft", id: "text-status", role: "status" });
+	const go = el("button", { type: "submit", class: "tool framed main" }, "Read it");
+	let asked = 0;
 
-  async function check() {
-    const request = ++asked;
-    go.disabled = true;
-    try {
-      if (area.value === "") throw new Error("The text is empty: write something to read.");
-      const { tokens, cut } = await tokenize(area.value);
-      if (request !== asked) return;
-      const units = plural(tokens.length, unit);
-      status.textContent = cut ?? `${units} of at most ${count(blockSize)}`;
-      go.disabled = false;
-    } catch (error) {
-      if (request === asked) status.textContent = error instanceof Error ? error.message : "";
-    }
-  }
+	async function check() {
+		const request = ++asked;
+		go.disabled = true;
+		try {
+			if (area.value === "") throw new Error("The text is empty: write something to read.");
+			const { tokens, cut } = await tokenize(area.value);
+			if (request !== asked) return;
+			const units = plural(tokens.length, unit);
+			status.textContent = cut ?? `${units} of at most ${count(blockSize)}`;
+			go.disabled = false;
+		} catch (error) {
+			if (request === asked) status.textContent = error instanceof Error ? error.message : "";
+		}
+	}
 
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  let timer;
-  area.addEventListener("input", () => {
-    clearTimeout(timer);
-    timer = setTimeout(check, 120);
-  });
-  const form = el(
-    "form",
-    {
-      on: {
-        submit: async (/** @type {Event} */ event) => {
-          event.preventDefault();
-          clearTimeout(timer);
-          await check();
-          if (go.disabled) return;
-          close();
-          use(area.value);
-        },
-        keydown: (/** @type {KeyboardEvent} */ event) => {
-          if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
-          /** @type {any} */ (event.currentTarget).requestSubmit();
-          event.preventDefault();
-        },
-      },
-    },
-    area,
-    status,
-    el(
-      "div",
-      { class: "buttons" },
-      go,
-      el(
-        "button",
-        {
-          type: "button",
-          class: "tool framed",
-          on: {
-            click: () => {
-              area.value = sample;
-              void check();
-            },
-          },
-        },
-        "The run’s own text",
-      ),
-      closeButton("Cancel"),
-    ),
-  );
-  byId("dialog").replaceChildren();
-  openDialog("The text", form);
-  area.focus();
-  void check();
+	/** @type {ReturnType<typeof setTimeout> | undefined} */
+	let timer;
+	area.addEventListener("input", () => {
+		clearTimeout(timer);
+		timer = setTimeout(check, 120);
+	});
+	const form = el(
+		"form",
+		{
+			on: {
+				submit: async (/** @type {Event} */ event) => {
+					event.preventDefault();
+					clearTimeout(timer);
+					await check();
+					if (go.disabled) return;
+					close();
+					use(area.value);
+				},
+				keydown: (/** @type {KeyboardEvent} */ event) => {
+					if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+					/** @type {any} */ (event.currentTarget).requestSubmit();
+					event.preventDefault();
+				},
+			},
+		},
+		area,
+		status,
+		el(
+			"div",
+			{ class: "buttons" },
+			go,
+			el(
+				"button",
+				{
+					type: "button",
+					class: "tool framed",
+					on: {
+						click: () => {
+							area.value = sample;
+							void check();
+						},
+					},
+				},
+				"The run’s own text",
+			),
+			closeButton("Cancel"),
+		),
+	);
+	byId("dialog").replaceChildren();
+	openDialog("The text", form);
+	area.focus();
+	void check();
 }
 
 /** Asks for the API key of the server. @param {() => void} retry */
 export function askForKey(retry) {
-  const field = el("input", {
-    type: "password",
-    "aria-label": "API key",
-    autocomplete: "off",
-    required: true,
-  });
-  const submit = (/** @type {Event} */ event) => {
-    event.preventDefault();
-    keepKey(field.value);
-    close();
-    retry();
-  };
-  byId("dialog").replaceChildren();
-  openDialog(
-    "This server wants a key",
-    el("p", { class: "soft" }, "It is the KEY of its --api-key, kept in this tab only."),
-    el(
-      "form",
-      { on: { submit } },
-      field,
-      el(
-        "div",
-        { class: "buttons" },
-        el("button", { type: "submit", class: "tool framed main" }, "Enter"),
-      ),
-    ),
-  );
-  field.focus();
+	const field = el("input", {
+		type: "password",
+		"aria-label": "API key",
+		autocomplete: "off",
+		required: true,
+	});
+	const submit = (/** @type {Event} */ event) => {
+		event.preventDefault();
+		keepKey(field.value);
+		close();
+		retry();
+	};
+	byId("dialog").replaceChildren();
+	openDialog(
+		"This server wants a key",
+		el("p", { class: "soft" }, "It is the KEY of its --api-key, kept in this tab only."),
+		el(
+			"form",
+			{ on: { submit } },
+			field,
+			el(
+				"div",
+				{ class: "buttons" },
+				el("button", { type: "submit", class: "tool framed main" }, "Enter"),
+			),
+		),
+	);
+	field.focus();
 }
 
 /**
@@ -167,49 +167,49 @@ export function askForKey(retry) {
  * @param {(format: string, view: string, tell: (text: string) => void) => Promise<void>} given.save
  */
 export function chooseSaving({ views, chosen, isSaved, save }) {
-  const select = el(
-    "select",
-    { "aria-label": "What to save" },
-    el("option", { value: "", selected: chosen === "" }, "all open views"),
-    views.map(([id, title]) => el("option", { value: id, selected: id === chosen }, title)),
-  );
-  const status = el("p", { class: "soft", role: "status" });
-  const tell = (/** @type {string} */ text) => {
-    status.textContent = text;
-  };
-  const formats = [
-    ["HTML", "one file with this text’s numbers; opens offline, keeps the selection"],
-    ["SVG", "a drawing, with its text as text"],
-    ["PNG", "the same at twice the size"],
-    ["CSV", "every number of the view, one file a view"],
-  ].slice(isSaved ? 1 : 0);
-  const buttons = formats.flatMap(([format, words]) => [
-    el(
-      "dt",
-      {},
-      el(
-        "button",
-        {
-          type: "button",
-          class: "tool framed",
-          on: {
-            click: async () => {
-              tell("…");
-              await save(format, select.value, tell).catch((error) => tell(String(error.message)));
-            },
-          },
-        },
-        format,
-      ),
-    ),
-    el("dd", {}, words),
-  ]);
-  byId("dialog").replaceChildren();
-  openDialog(
-    "Save what is shown",
-    el("label", { class: "line" }, "of ", select),
-    el("dl", {}, buttons),
-    status,
-    closeButton(),
-  );
+	const select = el(
+		"select",
+		{ "aria-label": "What to save" },
+		el("option", { value: "", selected: chosen === "" }, "all open views"),
+		views.map(([id, title]) => el("option", { value: id, selected: id === chosen }, title)),
+	);
+	const status = el("p", { class: "soft", role: "status" });
+	const tell = (/** @type {string} */ text) => {
+		status.textContent = text;
+	};
+	const formats = [
+		["HTML", "one file with this text’s numbers; opens offline, keeps the selection"],
+		["SVG", "a drawing, with its text as text"],
+		["PNG", "the same at twice the size"],
+		["CSV", "every number of the view, one file a view"],
+	].slice(isSaved ? 1 : 0);
+	const buttons = formats.flatMap(([format, words]) => [
+		el(
+			"dt",
+			{},
+			el(
+				"button",
+				{
+					type: "button",
+					class: "tool framed",
+					on: {
+						click: async () => {
+							tell("…");
+							await save(format, select.value, tell).catch((error) => tell(String(error.message)));
+						},
+					},
+				},
+				format,
+			),
+		),
+		el("dd", {}, words),
+	]);
+	byId("dialog").replaceChildren();
+	openDialog(
+		"Save what is shown",
+		el("label", { class: "line" }, "of ", select),
+		el("dl", {}, buttons),
+		status,
+		closeButton(),
+	);
 }

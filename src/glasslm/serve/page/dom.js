@@ -14,8 +14,8 @@ const handlers = new WeakMap();
 
 /** @param {Event} event */
 function dispatch(event) {
-  const target = /** @type {EventTarget} */ (event.currentTarget);
-  handlers.get(target)?.[event.type]?.(event);
+	const target = /** @type {EventTarget} */ (event.currentTarget);
+	handlers.get(target)?.[event.type]?.(event);
 }
 
 /**
@@ -24,12 +24,12 @@ function dispatch(event) {
  * @param {Handlers} wanted
  */
 function listen(target, wanted) {
-  const known = handlers.get(target) ?? {};
-  for (const name of Object.keys(wanted)) {
-    if (!(name in known)) target.addEventListener(name, dispatch);
-  }
-  const none = Object.fromEntries(Object.keys(known).map((name) => [name, () => {}]));
-  handlers.set(target, { ...none, ...wanted });
+	const known = handlers.get(target) ?? {};
+	for (const name of Object.keys(wanted)) {
+		if (!(name in known)) target.addEventListener(name, dispatch);
+	}
+	const none = Object.fromEntries(Object.keys(known).map((name) => [name, () => {}]));
+	handlers.set(target, { ...none, ...wanted });
 }
 
 /**
@@ -40,19 +40,19 @@ function listen(target, wanted) {
  * @returns {any} an HTMLElement or SVGElement
  */
 export function el(tag, props = {}, ...children) {
-  const element = /** @type {any} */ (
-    SVG_TAGS.has(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag)
-  );
-  for (const [name, value] of Object.entries(props)) {
-    if (value === null || value === undefined || value === false) continue;
-    if (name === "on") listen(element, value);
-    else if (name === "style") {
-      for (const [property, x] of Object.entries(value)) element.style.setProperty(property, x);
-    } else if (PROPERTIES.has(name)) element[name] = value;
-    else element.setAttribute(name, value === true ? "" : String(value));
-  }
-  element.append(...nodes(children));
-  return element;
+	const element = /** @type {any} */ (
+		SVG_TAGS.has(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag)
+	);
+	for (const [name, value] of Object.entries(props)) {
+		if (value === null || value === undefined || value === false) continue;
+		if (name === "on") listen(element, value);
+		else if (name === "style") {
+			for (const [property, x] of Object.entries(value)) element.style.setProperty(property, x);
+		} else if (PROPERTIES.has(name)) element[name] = value;
+		else element.setAttribute(name, value === true ? "" : String(value));
+	}
+	element.append(...nodes(children));
+	return element;
 }
 
 /**
@@ -60,8 +60,8 @@ export function el(tag, props = {}, ...children) {
  * @returns {(Node | string)[]}
  */
 function nodes(children) {
-  const kept = children.flat().filter((x) => x !== null && x !== undefined && x !== false);
-  return kept.map((x) => (x instanceof Node ? x : String(x)));
+	const kept = children.flat().filter((x) => x !== null && x !== undefined && x !== false);
+	return kept.map((x) => (x instanceof Node ? x : String(x)));
 }
 
 /**
@@ -71,42 +71,42 @@ function nodes(children) {
  * @param {Children[]} children
  */
 export function morph(parent, ...children) {
-  const wanted = nodes(children).map((x) => (typeof x === "string" ? new Text(x) : x));
-  wanted.forEach((fresh, i) => {
-    const old = parent.childNodes[i];
-    if (!old) parent.append(fresh);
-    else if (isLike(old, fresh)) update(old, fresh);
-    else old.replaceWith(fresh);
-  });
-  while (parent.childNodes.length > wanted.length) parent.lastChild?.remove();
+	const wanted = nodes(children).map((x) => (typeof x === "string" ? new Text(x) : x));
+	wanted.forEach((fresh, i) => {
+		const old = parent.childNodes[i];
+		if (!old) parent.append(fresh);
+		else if (isLike(old, fresh)) update(old, fresh);
+		else old.replaceWith(fresh);
+	});
+	while (parent.childNodes.length > wanted.length) parent.lastChild?.remove();
 }
 
 /** @param {Node} old @param {Node} fresh */
 function isLike(old, fresh) {
-  if (old.nodeName !== fresh.nodeName || old.nodeName === "CANVAS") return false;
-  if (!(old instanceof Element) || !(fresh instanceof Element)) return true;
-  return old.getAttribute("data-key") === fresh.getAttribute("data-key");
+	if (old.nodeName !== fresh.nodeName || old.nodeName === "CANVAS") return false;
+	if (!(old instanceof Element) || !(fresh instanceof Element)) return true;
+	return old.getAttribute("data-key") === fresh.getAttribute("data-key");
 }
 
 /** @param {any} old @param {any} fresh */
 function update(old, fresh) {
-  if (old === fresh) return;
-  if (old instanceof Text) {
-    if (old.data !== fresh.data) old.data = fresh.data;
-    return;
-  }
-  for (const { name } of [...old.attributes]) {
-    const isUsersChoice = name === "open" && old.nodeName === "DETAILS";
-    if (!fresh.hasAttribute(name) && name !== "style" && !isUsersChoice) old.removeAttribute(name);
-  }
-  for (const { name, value } of fresh.attributes) {
-    if (name !== "style" && old.getAttribute(name) !== value) old.setAttribute(name, value);
-  }
-  if (old.style.cssText !== fresh.style.cssText) old.style.cssText = fresh.style.cssText;
-  const isLive = handlers.has(old) || handlers.has(fresh);
-  if (isLive) listen(old, handlers.get(fresh) ?? {});
-  morph(old, ...fresh.childNodes);
-  if ("value" in old && old.value !== fresh.value) old.value = fresh.value;
+	if (old === fresh) return;
+	if (old instanceof Text) {
+		if (old.data !== fresh.data) old.data = fresh.data;
+		return;
+	}
+	for (const { name } of [...old.attributes]) {
+		const isUsersChoice = name === "open" && old.nodeName === "DETAILS";
+		if (!fresh.hasAttribute(name) && name !== "style" && !isUsersChoice) old.removeAttribute(name);
+	}
+	for (const { name, value } of fresh.attributes) {
+		if (name !== "style" && old.getAttribute(name) !== value) old.setAttribute(name, value);
+	}
+	if (old.style.cssText !== fresh.style.cssText) old.style.cssText = fresh.style.cssText;
+	const isLive = handlers.has(old) || handlers.has(fresh);
+	if (isLive) listen(old, handlers.get(fresh) ?? {});
+	morph(old, ...fresh.childNodes);
+	if ("value" in old && old.value !== fresh.value) old.value = fresh.value;
 }
 
 /**
@@ -115,9 +115,9 @@ function update(old, fresh) {
  * @returns {any}
  */
 export function byId(id) {
-  const element = document.getElementById(id);
-  if (!element) throw new Error(`the page has no element #${id}`);
-  return element;
+	const element = document.getElementById(id);
+	if (!element) throw new Error(`the page has no element #${id}`);
+	return element;
 }
 
 /**
@@ -125,5 +125,5 @@ export function byId(id) {
  * @param {string} text
  */
 export function announce(text) {
-  byId("announcement").textContent = text;
+	byId("announcement").textContent = text;
 }

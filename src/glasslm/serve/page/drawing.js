@@ -11,27 +11,27 @@ const MARGIN = 12; // around the drawing, and between its blocks, in pixels
  * @returns {{source: string, width: number, height: number}}
  */
 export function drawingOf(blocks, title) {
-  const root = make("svg", {});
-  const background = getComputedStyle(document.documentElement).getPropertyValue("--paper").trim();
-  root.append(make("title", {}, title));
-  const paper = root.appendChild(make("rect", { fill: background }));
-  let top = MARGIN;
-  let width = 0;
-  const left = Math.min(...blocks.map((block) => block.getBoundingClientRect().left));
-  for (const block of blocks) {
-    const box = block.getBoundingClientRect();
-    const group = make("g", { transform: `translate(${MARGIN - left} ${top - box.top})` });
-    drawElement(block, group);
-    root.append(group);
-    top += box.height + MARGIN;
-    width = Math.max(width, box.right - left + 2 * MARGIN);
-  }
-  const size = { width: Math.ceil(width), height: Math.ceil(top) };
-  for (const element of [root, paper]) {
-    for (const [name, value] of Object.entries(size)) element.setAttribute(name, `${value}`);
-  }
-  root.setAttribute("viewBox", `0 0 ${size.width} ${size.height}`);
-  return { source: new XMLSerializer().serializeToString(root), ...size };
+	const root = make("svg", {});
+	const background = getComputedStyle(document.documentElement).getPropertyValue("--paper").trim();
+	root.append(make("title", {}, title));
+	const paper = root.appendChild(make("rect", { fill: background }));
+	let top = MARGIN;
+	let width = 0;
+	const left = Math.min(...blocks.map((block) => block.getBoundingClientRect().left));
+	for (const block of blocks) {
+		const box = block.getBoundingClientRect();
+		const group = make("g", { transform: `translate(${MARGIN - left} ${top - box.top})` });
+		drawElement(block, group);
+		root.append(group);
+		top += box.height + MARGIN;
+		width = Math.max(width, box.right - left + 2 * MARGIN);
+	}
+	const size = { width: Math.ceil(width), height: Math.ceil(top) };
+	for (const element of [root, paper]) {
+		for (const [name, value] of Object.entries(size)) element.setAttribute(name, `${value}`);
+	}
+	root.setAttribute("viewBox", `0 0 ${size.width} ${size.height}`);
+	return { source: new XMLSerializer().serializeToString(root), ...size };
 }
 
 /**
@@ -40,68 +40,68 @@ export function drawingOf(blocks, title) {
  * @param {string} [text]
  */
 function make(tag, attributes, text) {
-  const element = document.createElementNS(NAMESPACE, tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, `${value}`);
-  if (text !== undefined) element.textContent = text;
-  return element;
+	const element = document.createElementNS(NAMESPACE, tag);
+	for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, `${value}`);
+	if (text !== undefined) element.textContent = text;
+	return element;
 }
 
 /** @param {Element} element @param {Element} into */
 function drawElement(element, into) {
-  if (element.matches(LEFT_OUT)) return;
-  const style = getComputedStyle(element);
-  const box = element.getBoundingClientRect();
-  if (style.visibility === "hidden" || box.width === 0 || box.height === 0) return;
-  if (element instanceof HTMLCanvasElement) {
-    const { left: x, top: y, width, height } = box;
-    into.append(make("image", { x, y, width, height, href: element.toDataURL() }));
-    return;
-  }
-  if (element instanceof SVGSVGElement) {
-    into.append(cloneWithStyle(element, box));
-    return;
-  }
-  drawBox(style, box, into);
-  if (element instanceof HTMLInputElement) drawSlider(element, style, box, into);
-  if (element instanceof HTMLSelectElement) {
-    drawWords(element.selectedOptions[0]?.text ?? "", style, box.left + 6, box.top, box, into);
-    return;
-  }
-  for (const child of element.childNodes) {
-    if (child instanceof Element) drawElement(child, into);
-    else if (child instanceof Text) drawText(child, style, into);
-  }
+	if (element.matches(LEFT_OUT)) return;
+	const style = getComputedStyle(element);
+	const box = element.getBoundingClientRect();
+	if (style.visibility === "hidden" || box.width === 0 || box.height === 0) return;
+	if (element instanceof HTMLCanvasElement) {
+		const { left: x, top: y, width, height } = box;
+		into.append(make("image", { x, y, width, height, href: element.toDataURL() }));
+		return;
+	}
+	if (element instanceof SVGSVGElement) {
+		into.append(cloneWithStyle(element, box));
+		return;
+	}
+	drawBox(style, box, into);
+	if (element instanceof HTMLInputElement) drawSlider(element, style, box, into);
+	if (element instanceof HTMLSelectElement) {
+		drawWords(element.selectedOptions[0]?.text ?? "", style, box.left + 6, box.top, box, into);
+		return;
+	}
+	for (const child of element.childNodes) {
+		if (child instanceof Element) drawElement(child, into);
+		else if (child instanceof Text) drawText(child, style, into);
+	}
 }
 
 /** @param {CSSStyleDeclaration} style @param {DOMRect} box @param {Element} into */
 function drawBox(style, { left: x, top: y, width, height }, into) {
-  const rx = Math.min(height / 2, parseFloat(style.borderTopLeftRadius) || 0);
-  const fill = gradientOf(style, into) ?? style.backgroundColor;
-  const border = parseFloat(style.borderTopWidth);
-  const isFramed = border > 0 && parseFloat(style.borderLeftWidth) > 0;
-  const dash = { "stroke-dasharray": style.borderTopStyle === "dashed" ? "3 2" : "none" };
-  const stroke = isFramed
-    ? { stroke: style.borderTopColor, "stroke-width": border, ...dash }
-    : { stroke: "none" };
-  if (!isClear(fill) || isFramed) {
-    const paint = isClear(fill) ? "none" : fill;
-    into.append(make("rect", { x, y, width, height, rx, fill: paint, ...stroke }));
-  }
-  if (isFramed) return;
-  const sides = [
-    ["Top", x, y, x + width, y],
-    ["Bottom", x, y + height, x + width, y + height],
-    ["Left", x, y, x, y + height],
-    ["Right", x + width, y, x + width, y + height],
-  ];
-  for (const [side, x1, y1, x2, y2] of sides) {
-    const size = parseFloat(style.getPropertyValue(`border-${side}-width`.toLowerCase()));
-    const colour = style.getPropertyValue(`border-${side}-color`.toLowerCase());
-    const kind = style.getPropertyValue(`border-${side}-style`.toLowerCase());
-    if (!(size > 0) || isClear(colour)) continue;
-    const dots = { "stroke-dasharray": kind === "dotted" ? "1 2" : "none" };
-    into.append(make("line", { x1, y1, x2, y2, stroke: colour, "stroke-width": size, ...dots }));
-  }
+	const rx = Math.min(height / 2, parseFloat(style.borderTopLeftRadius) || 0);
+	const fill = gradientOf(style, into) ?? style.backgroundColor;
+	const border = parseFloat(style.borderTopWidth);
+	const isFramed = border > 0 && parseFloat(style.borderLeftWidth) > 0;
+	const dash = { "stroke-dasharray": style.borderTopStyle === "dashed" ? "3 2" : "none" };
+	const stroke = isFramed
+		? { stroke: style.borderTopColor, "stroke-width": border, ...dash }
+		: { stroke: "none" };
+	if (!isClear(fill) || isFramed) {
+		const paint = isClear(fill) ? "none" : fill;
+		into.append(make("rect", { x, y, width, height, rx, fill: paint, ...stroke }));
+	}
+	if (isFramed) return;
+	const sides = [
+		["Top", x, y, x + width, y],
+		["Bottom", x, y + height, x + width, y + height],
+		["Left", x, y, x, y + height],
+		["Right", x + width, y, x + width, y + height],
+	];
+	for (const [side, x1, y1, x2, y2] of sides) {
+		const size = parseFloat(style.getPropertyValue(`border-${side}-width`.toLowerCase()));
+		const colour = style.getPropertyValue(`border-${side}-color`.toLowerCase());
+		const kind = style.getPropertyValue(`border-${side}-style`.toLowerCase());
+		if (!(size > 0) || isClear(colour)) continue;
+		const dots = { "stroke-dasharray": kind === "dotted" ? "1 2" : "none" };
+		into.append(make("line", { x1, y1, x2, y2, stroke: colour, "stroke-width": size, ...dots }));
+	}
 }
 
 /** @param {string} colour */
@@ -111,52 +111,52 @@ let gradients = 0;
 
 /** The reference of a linear gradient from left to right. @param {CSSStyleDeclaration} style @param {Element} into */
 function gradientOf(style, into) {
-  if (!style.backgroundImage.startsWith("linear-gradient")) return null;
-  const gradient = make("linearGradient", { id: `gradient-${++gradients}` });
-  const stops = style.backgroundImage.matchAll(/(rgba?\([^)]*\)) ([\d.]+)%/g);
-  for (const [, colour, offset] of stops) {
-    gradient.append(make("stop", { offset: `${offset}%`, "stop-color": colour }));
-  }
-  into.append(gradient);
-  return `url(#gradient-${gradients})`;
+	if (!style.backgroundImage.startsWith("linear-gradient")) return null;
+	const gradient = make("linearGradient", { id: `gradient-${++gradients}` });
+	const stops = style.backgroundImage.matchAll(/(rgba?\([^)]*\)) ([\d.]+)%/g);
+	for (const [, colour, offset] of stops) {
+		gradient.append(make("stop", { offset: `${offset}%`, "stop-color": colour }));
+	}
+	into.append(gradient);
+	return `url(#gradient-${gradients})`;
 }
 
 /** @param {HTMLInputElement} input @param {CSSStyleDeclaration} style @param {DOMRect} box @param {Element} into */
 function drawSlider(input, style, box, into) {
-  if (input.type !== "range") return;
-  const share = (Number(input.value) - Number(input.min)) / (Number(input.max) - Number(input.min));
-  const y = box.top + box.height / 2;
-  const x = box.left + 8 + share * (box.width - 16);
-  const line = { y1: y, y2: y, "stroke-width": 4, "stroke-linecap": "round" };
-  into.append(
-    make("line", {
-      x1: box.left + 2,
-      x2: box.right - 2,
-      stroke: style.color,
-      opacity: 0.2,
-      ...line,
-    }),
-    make("line", { x1: box.left + 2, x2: x, stroke: style.accentColor, ...line }),
-    make("circle", { cx: x, cy: y, r: 7, fill: style.accentColor }),
-  );
+	if (input.type !== "range") return;
+	const share = (Number(input.value) - Number(input.min)) / (Number(input.max) - Number(input.min));
+	const y = box.top + box.height / 2;
+	const x = box.left + 8 + share * (box.width - 16);
+	const line = { y1: y, y2: y, "stroke-width": 4, "stroke-linecap": "round" };
+	into.append(
+		make("line", {
+			x1: box.left + 2,
+			x2: box.right - 2,
+			stroke: style.color,
+			opacity: 0.2,
+			...line,
+		}),
+		make("line", { x1: box.left + 2, x2: x, stroke: style.accentColor, ...line }),
+		make("circle", { cx: x, cy: y, r: 7, fill: style.accentColor }),
+	);
 }
 
 /** The lines of a text node. @param {Text} node @param {CSSStyleDeclaration} style @param {Element} into */
 function drawText(node, style, into) {
-  const range = document.createRange();
-  /** @type {{text: string, box: DOMRect}[]} */
-  const lines = [];
-  let place = 0;
-  for (const character of node.data) {
-    range.setStart(node, place);
-    range.setEnd(node, (place += character.length));
-    const box = range.getClientRects()[0];
-    if (!box || box.width === 0) continue;
-    const line = lines.at(-1);
-    if (line && Math.abs(line.box.top - box.top) < 2) line.text += character;
-    else lines.push({ text: character, box });
-  }
-  for (const { text, box } of lines) drawWords(text, style, box.left, box.top, box, into);
+	const range = document.createRange();
+	/** @type {{text: string, box: DOMRect}[]} */
+	const lines = [];
+	let place = 0;
+	for (const character of node.data) {
+		range.setStart(node, place);
+		range.setEnd(node, (place += character.length));
+		const box = range.getClientRects()[0];
+		if (!box || box.width === 0) continue;
+		const line = lines.at(-1);
+		if (line && Math.abs(line.box.top - box.top) < 2) line.text += character;
+		else lines.push({ text: character, box });
+	}
+	for (const { text, box } of lines) drawWords(text, style, box.left, box.top, box, into);
 }
 
 /**
@@ -168,41 +168,41 @@ function drawText(node, style, into) {
  * @param {Element} into
  */
 function drawWords(text, style, x, top, box, into) {
-  if (!text.trim()) return;
-  const size = parseFloat(style.fontSize);
-  const y = top + box.height / 2 + size * 0.35;
-  into.append(
-    make(
-      "text",
-      {
-        x,
-        y,
-        fill: style.color,
-        "font-size": size,
-        "font-weight": style.fontWeight,
-        "font-family": style.fontFamily,
-        "xml:space": "preserve",
-        style: "white-space: pre",
-      },
-      text,
-    ),
-  );
+	if (!text.trim()) return;
+	const size = parseFloat(style.fontSize);
+	const y = top + box.height / 2 + size * 0.35;
+	into.append(
+		make(
+			"text",
+			{
+				x,
+				y,
+				fill: style.color,
+				"font-size": size,
+				"font-weight": style.fontWeight,
+				"font-family": style.fontFamily,
+				"xml:space": "preserve",
+				style: "white-space: pre",
+			},
+			text,
+		),
+	);
 }
 
 /** A drawing of the page, with what the style sheet gives it. @param {SVGSVGElement} drawing @param {DOMRect} box */
 function cloneWithStyle(drawing, box) {
-  const clone = /** @type {SVGSVGElement} */ (drawing.cloneNode(true));
-  const originals = [...drawing.querySelectorAll("text")];
-  [...clone.querySelectorAll("text")].forEach((text, i) => {
-    const style = getComputedStyle(originals[i]);
-    text.setAttribute("fill", style.fill);
-    for (const name of ["font-size", "font-weight", "font-family"]) {
-      text.setAttribute(name, style.getPropertyValue(name));
-    }
-  });
-  const { left: x, top: y, width, height } = box;
-  for (const [name, value] of Object.entries({ x, y, width, height })) {
-    clone.setAttribute(name, `${value}`);
-  }
-  return clone;
+	const clone = /** @type {SVGSVGElement} */ (drawing.cloneNode(true));
+	const originals = [...drawing.querySelectorAll("text")];
+	[...clone.querySelectorAll("text")].forEach((text, i) => {
+		const style = getComputedStyle(originals[i]);
+		text.setAttribute("fill", style.fill);
+		for (const name of ["font-size", "font-weight", "font-family"]) {
+			text.setAttribute(name, style.getPropertyValue(name));
+		}
+	});
+	const { left: x, top: y, width, height } = box;
+	for (const [name, value] of Object.entries({ x, y, width, height })) {
+		clone.setAttribute(name, `${value}`);
+	}
+	return clone;
 }

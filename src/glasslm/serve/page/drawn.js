@@ -12,13 +12,13 @@ export const isDrawn = (part) => drawn.has(part);
  * @param {() => void} draw
  */
 export function drawIfChanged(part, inputs, draw) {
-  const signature = JSON.stringify(inputs);
-  if (drawn.get(part) === signature) return;
-  drawn.set(part, signature);
-  draw();
+	const signature = JSON.stringify(inputs);
+	if (drawn.get(part) === signature) return;
+	drawn.set(part, signature);
+	draw();
 }
 
 /** Draws everything again at the next call: the theme has changed. */
 export function forgetDrawn() {
-  drawn.clear();
+	drawn.clear();
 }

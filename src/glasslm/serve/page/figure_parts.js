@@ -13,17 +13,17 @@ import { store } from "./state.js";
  * @param {string} key `VIEW.REST`, which the view's `origin` reads
  */
 export function number(text, key) {
-  return el(
-    "button",
-    {
-      class: "n",
-      type: "button",
-      title: "where this number comes from",
-      "aria-current": String(store.state.n === key),
-      on: { click: () => store.set({ n: key }) },
-    },
-    text,
-  );
+	return el(
+		"button",
+		{
+			class: "n",
+			type: "button",
+			title: "where this number comes from",
+			"aria-current": String(store.state.n === key),
+			on: { click: () => store.set({ n: key }) },
+		},
+		text,
+	);
 }
 
 /** @param {Child} text */
@@ -35,25 +35,25 @@ export const strong = (text) => el("b", {}, text);
  * @param {{low: string, high: string, what?: string, power?: number, top?: number}} labels
  */
 export function legend(quantity, { low, high, what = "", power = 1, top = 1 }) {
-  const stops = [0, 0.1, 0.25, 0.5, 0.75, 1].map(
-    (x) => `${tint(quantity, x ** power * top)} ${x * 100}%`,
-  );
-  const bar = el("i", { style: { background: `linear-gradient(90deg, ${stops.join(", ")})` } });
-  return el("span", { class: "key" }, what ? `${what} ` : "", low, bar, high);
+	const stops = [0, 0.1, 0.25, 0.5, 0.75, 1].map(
+		(x) => `${tint(quantity, x ** power * top)} ${x * 100}%`,
+	);
+	const bar = el("i", { style: { background: `linear-gradient(90deg, ${stops.join(", ")})` } });
+	return el("span", { class: "key" }, what ? `${what} ` : "", low, bar, high);
 }
 
 /** From what helps to what costs. @param {string} low @param {string} high */
 export function divergingLegend(low, high) {
-  const left = [1, 0.5, 0.15, 0].map((x, i) => `${tint("look", x ** 0.7)} ${[0, 25, 42, 50][i]}%`);
-  const right = [0, 0.15, 0.5, 1].map(
-    (x, i) => `${tint("cost", x ** 0.7)} ${[50, 58, 75, 100][i]}%`,
-  );
-  const colours = [...left, ...right].join(", ");
-  const bar = el("i", {
-    class: "both",
-    style: { background: `linear-gradient(90deg, ${colours})` },
-  });
-  return el("span", { class: "key" }, low, bar, high);
+	const left = [1, 0.5, 0.15, 0].map((x, i) => `${tint("look", x ** 0.7)} ${[0, 25, 42, 50][i]}%`);
+	const right = [0, 0.15, 0.5, 1].map(
+		(x, i) => `${tint("cost", x ** 0.7)} ${[50, 58, 75, 100][i]}%`,
+	);
+	const colours = [...left, ...right].join(", ");
+	const bar = el("i", {
+		class: "both",
+		style: { background: `linear-gradient(90deg, ${colours})` },
+	});
+	return el("span", { class: "key" }, low, bar, high);
 }
 
 /**
@@ -64,18 +64,18 @@ export function divergingLegend(low, high) {
  * @param {(value: string) => void} choose
  */
 export function segments(label, choices, chosen, choose) {
-  const buttons = choices.map(([value, words]) =>
-    el(
-      "button",
-      {
-        type: "button",
-        "aria-pressed": String(value === chosen),
-        on: { click: () => choose(value) },
-      },
-      words,
-    ),
-  );
-  return el("span", { class: "seg", role: "group", "aria-label": label }, buttons);
+	const buttons = choices.map(([value, words]) =>
+		el(
+			"button",
+			{
+				type: "button",
+				"aria-pressed": String(value === chosen),
+				on: { click: () => choose(value) },
+			},
+			words,
+		),
+	);
+	return el("span", { class: "seg", role: "group", "aria-label": label }, buttons);
 }
 
 /**
@@ -92,15 +92,15 @@ export const empty = (what, ...rest) => el("div", { class: "empty" }, el("b", {}
  * @returns {[HTMLCanvasElement, CanvasRenderingContext2D]}
  */
 export function makeCanvas(width, height) {
-  const ratio = Math.min(3, devicePixelRatio || 1);
-  const canvas = el("canvas", {
-    width: Math.max(1, Math.round(width * ratio)),
-    height: Math.max(1, Math.round(height * ratio)),
-    style: { width: `${width}px`, height: `${height}px` },
-  });
-  const context = canvas.getContext("2d");
-  context.scale(ratio, ratio);
-  return [canvas, context];
+	const ratio = Math.min(3, devicePixelRatio || 1);
+	const canvas = el("canvas", {
+		width: Math.max(1, Math.round(width * ratio)),
+		height: Math.max(1, Math.round(height * ratio)),
+		style: { width: `${width}px`, height: `${height}px` },
+	});
+	const context = canvas.getContext("2d");
+	context.scale(ratio, ratio);
+	return [canvas, context];
 }
 
 /**
@@ -110,7 +110,7 @@ export function makeCanvas(width, height) {
  * @param {import("./dom.js").Props} [props]
  */
 export const tool = (content, act, props = {}) =>
-  el("button", { type: "button", class: "tool", ...props, on: { click: act } }, content);
+	el("button", { type: "button", class: "tool", ...props, on: { click: act } }, content);
 
 /**
  * The page's monospaced type, for canvases.
@@ -118,7 +118,7 @@ export const tool = (content, act, props = {}) =>
  * @param {number} [weight]
  */
 export const monospace = (px, weight = 500) =>
-  `${weight} ${px}px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace`;
+	`${weight} ${px}px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace`;
 
 /**
  * Text in a cell of a canvas, cut with an ellipsis where it does not fit.
@@ -129,14 +129,14 @@ export const monospace = (px, weight = 500) =>
  * @param {number} width
  */
 export function cellText(context, text, x, y, width) {
-  const fits = Math.max(
-    1,
-    Math.floor(width / (parseFloat(context.font.match(/\d+px/)?.[0] ?? "12") * 0.6)),
-  );
-  const characters = [...text];
-  const shown = characters.length > fits ? `${characters.slice(0, fits - 1).join("")}…` : text;
-  context.textAlign = "center";
-  context.fillText(fits === 1 && characters.length > 1 ? characters[0] : shown, x, y);
+	const fits = Math.max(
+		1,
+		Math.floor(width / (parseFloat(context.font.match(/\d+px/)?.[0] ?? "12") * 0.6)),
+	);
+	const characters = [...text];
+	const shown = characters.length > fits ? `${characters.slice(0, fits - 1).join("")}…` : text;
+	context.textAlign = "center";
+	context.fillText(fits === 1 && characters.length > 1 ? characters[0] : shown, x, y);
 }
 
 /** The colour of what lies behind the caret. */

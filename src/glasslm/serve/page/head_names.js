@@ -11,16 +11,16 @@
 
 /** @type {Kind[]} */
 export const KINDS = [
-  { kind: "previous_token", short: "previous", long: "previous token", threshold: 0.4, on: "text" },
-  { kind: "induction", short: "induction", long: "induction", threshold: 0.25, on: "repeated" },
-  {
-    kind: "duplicate_token",
-    short: "duplicate",
-    long: "same token earlier",
-    threshold: 0.25,
-    on: "repeated",
-  },
-  { kind: "first_token", short: "first", long: "first token", threshold: 0.4, on: "text" },
+	{ kind: "previous_token", short: "previous", long: "previous token", threshold: 0.4, on: "text" },
+	{ kind: "induction", short: "induction", long: "induction", threshold: 0.25, on: "repeated" },
+	{
+		kind: "duplicate_token",
+		short: "duplicate",
+		long: "same token earlier",
+		threshold: 0.25,
+		on: "repeated",
+	},
+	{ kind: "first_token", short: "first", long: "first token", threshold: 0.4, on: "text" },
 ];
 
 export const SCORES = "scores";
@@ -33,11 +33,11 @@ export const SCORES = "scores";
  * @param {number} head
  */
 export function headScore(scene, { kind, on }, layer, head) {
-  const answer = scene.answer(SCORES);
-  const place = answer?.header.kinds?.indexOf(kind) ?? -1;
-  if (!answer || place < 0) return null;
-  const value = answer.arrays[on].at(place, layer, head);
-  return Number.isFinite(value) ? value : null;
+	const answer = scene.answer(SCORES);
+	const place = answer?.header.kinds?.indexOf(kind) ?? -1;
+	if (!answer || place < 0) return null;
+	const value = answer.arrays[on].at(place, layer, head);
+	return Number.isFinite(value) ? value : null;
 }
 
 /**
@@ -48,8 +48,8 @@ export function headScore(scene, { kind, on }, layer, head) {
  * @returns {(Kind & {score: number}) | null}
  */
 export function headDoes(scene, layer, head) {
-  const fits = KINDS.map((kind) => ({ ...kind, score: headScore(scene, kind, layer, head) ?? 0 }))
-    .filter(({ score, threshold }) => score >= threshold)
-    .sort((a, b) => b.score - a.score);
-  return fits[0] ?? null;
+	const fits = KINDS.map((kind) => ({ ...kind, score: headScore(scene, kind, layer, head) ?? 0 }))
+		.filter(({ score, threshold }) => score >= threshold)
+		.sort((a, b) => b.score - a.score);
+	return fits[0] ?? null;
 }

@@ -6,18 +6,18 @@ import { moveStep } from "./top.js";
 
 /** Keys and what they do, for the list of keys. @type {[string, string][]} */
 export const KEYS = [
-  ["← →", "the caret, one token (with Shift: ten)"],
-  ["↑ ↓", "layer"],
-  ["[ ]", "head"],
-  [", .", "checkpoint"],
-  ["1 – 8", "open or close a view, and go there"],
-  ["Tab", "into a figure: arrows move a cell, Enter chooses it"],
-  ["Enter", "on a number: where it comes from"],
-  ["t", "the view under focus as a table"],
-  ["/", "edit the text"],
-  ["s", "save what is shown"],
-  ["Esc", "let go of the chosen number"],
-  ["?", "this list"],
+	["← →", "the caret, one token (with Shift: ten)"],
+	["↑ ↓", "layer"],
+	["[ ]", "head"],
+	[", .", "checkpoint"],
+	["1 – 8", "open or close a view, and go there"],
+	["Tab", "into a figure: arrows move a cell, Enter chooses it"],
+	["Enter", "on a number: where it comes from"],
+	["t", "the view under focus as a table"],
+	["/", "edit the text"],
+	["s", "save what is shown"],
+	["Esc", "let go of the chosen number"],
+	["?", "this list"],
 ];
 
 /**
@@ -28,19 +28,19 @@ export const KEYS = [
  * @param {import("./ruler.js").Tools} given.tools
  */
 export function listenToKeys({ scene, toggle, views, tools }) {
-  document.addEventListener("keydown", (event) => {
-    const target = /** @type {HTMLElement} */ (event.target);
-    const now = scene();
-    if (event.ctrlKey || event.metaKey || event.altKey || !now) return;
-    if (/^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName) || target.closest("dialog")) return;
-    const act = actions(now, tools)[event.key];
-    if (act) {
-      event.preventDefault();
-      act(event);
-    } else if (event.key >= "1" && event.key <= String(views.length)) {
-      toggle(views[Number(event.key) - 1]);
-    }
-  });
+	document.addEventListener("keydown", (event) => {
+		const target = /** @type {HTMLElement} */ (event.target);
+		const now = scene();
+		if (event.ctrlKey || event.metaKey || event.altKey || !now) return;
+		if (/^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName) || target.closest("dialog")) return;
+		const act = actions(now, tools)[event.key];
+		if (act) {
+			event.preventDefault();
+			act(event);
+		} else if (event.key >= "1" && event.key <= String(views.length)) {
+			toggle(views[Number(event.key) - 1]);
+		}
+	});
 }
 
 /**
@@ -49,29 +49,29 @@ export function listenToKeys({ scene, toggle, views, tools }) {
  * @returns {Record<string, (event: KeyboardEvent) => void>}
  */
 function actions(scene, tools) {
-  const { layer, head } = store.state;
-  const toLayer = (/** @type {number} */ l) =>
-    store.set({ layer: Math.max(0, Math.min(scene.layers - 1, l)) });
-  const toHead = (/** @type {number} */ h) => store.set({ head: (h + scene.heads) % scene.heads });
-  return {
-    ArrowLeft: (event) => moveCaret(scene, event.shiftKey ? -10 : -1),
-    ArrowRight: (event) => moveCaret(scene, event.shiftKey ? 10 : 1),
-    ArrowUp: () => toLayer(layer - 1),
-    ArrowDown: () => toLayer(layer + 1),
-    "[": () => toHead(head - 1),
-    "]": () => toHead(head + 1),
-    ",": () => moveStep(scene, -1),
-    ".": () => moveStep(scene, 1),
-    "?": tools.help,
-    "/": tools.editText,
-    s: tools.save,
-    t: openTable,
-    Escape: () => store.set({ n: null, off: null }),
-  };
+	const { layer, head } = store.state;
+	const toLayer = (/** @type {number} */ l) =>
+		store.set({ layer: Math.max(0, Math.min(scene.layers - 1, l)) });
+	const toHead = (/** @type {number} */ h) => store.set({ head: (h + scene.heads) % scene.heads });
+	return {
+		ArrowLeft: (event) => moveCaret(scene, event.shiftKey ? -10 : -1),
+		ArrowRight: (event) => moveCaret(scene, event.shiftKey ? 10 : 1),
+		ArrowUp: () => toLayer(layer - 1),
+		ArrowDown: () => toLayer(layer + 1),
+		"[": () => toHead(head - 1),
+		"]": () => toHead(head + 1),
+		",": () => moveStep(scene, -1),
+		".": () => moveStep(scene, 1),
+		"?": tools.help,
+		"/": tools.editText,
+		s: tools.save,
+		t: openTable,
+		Escape: () => store.set({ n: null, off: null }),
+	};
 }
 
 function openTable() {
-  const view = document.activeElement?.closest(".view") ?? document.querySelector(".view.open");
-  const table = /** @type {HTMLDetailsElement | null} */ (view?.querySelector(".astable") ?? null);
-  if (table) table.open = !table.open;
+	const view = document.activeElement?.closest(".view") ?? document.querySelector(".view.open");
+	const table = /** @type {HTMLDetailsElement | null} */ (view?.querySelector(".astable") ?? null);
+	if (table) table.open = !table.open;
 }

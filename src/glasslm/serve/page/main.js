@@ -52,211 +52,211 @@ let frame = 0;
 let etag = "";
 
 const answers = new Answers({
-  arrived: requestDraw,
-  async unknownText(path) {
-    const id = path.split("/")[4]?.split("?")[0];
-    for (const [key, text] of texts) {
-      if (text.id === id) await postText(key.split("\0")[0], text.text);
-    }
-  },
+	arrived: requestDraw,
+	async unknownText(path) {
+		const id = path.split("/")[4]?.split("?")[0];
+		for (const [key, text] of texts) {
+			if (text.id === id) await postText(key.split("\0")[0], text.text);
+		}
+	},
 });
 
 /** @type {import("./ruler.js").Tools} */
 const tools = {
-  editText: () => {
-    const now = scene;
-    if (!now || recorded) return;
-    editText({
-      text: now.text.text,
-      blockSize: now.run.config.block_size,
-      unit: now.unit,
-      sample: now.run.sample_text,
-      tokenize: (text) => postText(now.run.name, text),
-      use: (text) => store.set({ text: text === now.run.sample_text ? null : text }),
-    });
-  },
-  save: () => openSaving(""),
-  help: showKeys,
-  moveStep: (by) => {
-    if (scene) moveStep(scene, by);
-  },
+	editText: () => {
+		const now = scene;
+		if (!now || recorded) return;
+		editText({
+			text: now.text.text,
+			blockSize: now.run.config.block_size,
+			unit: now.unit,
+			sample: now.run.sample_text,
+			tokenize: (text) => postText(now.run.name, text),
+			use: (text) => store.set({ text: text === now.run.sample_text ? null : text }),
+		});
+	},
+	save: () => openSaving(""),
+	help: showKeys,
+	moveStep: (by) => {
+		if (scene) moveStep(scene, by);
+	},
 };
 
 /** @param {string} chosen */
 function openSaving(chosen) {
-  const open = VIEWS.filter((view) => store.state.open.includes(view.id));
-  chooseSaving({
-    views: open.map((view) => [view.id, view.title]),
-    chosen: open.some((view) => view.id === chosen) ? chosen : "",
-    isSaved: recorded !== null,
-    save: async (format, id, tell) => {
-      const views = open.filter((view) => !id || view.id === id);
-      if (scene) await saveAs(format, { scene, views, runs, tell, extraAsks });
-    },
-  });
+	const open = VIEWS.filter((view) => store.state.open.includes(view.id));
+	chooseSaving({
+		views: open.map((view) => [view.id, view.title]),
+		chosen: open.some((view) => view.id === chosen) ? chosen : "",
+		isSaved: recorded !== null,
+		save: async (format, id, tell) => {
+			const views = open.filter((view) => !id || view.id === id);
+			if (scene) await saveAs(format, { scene, views, runs, tell, extraAsks });
+		},
+	});
 }
 
 /** @param {string} runName @param {string} text @returns {Promise<Text>} */
 async function postText(runName, text) {
-  const key = `${runName}\0${text}`;
-  const answer = recorded
-    ? await (await request(`texts:${key}`)).json()
-    : await post("/inside/texts", { run: runName, text });
-  const tokens = answer.ids.map((/** @type {number} */ id, /** @type {number} */ i) => ({
-    id,
-    text: answer.pieces[i].text,
-    special: Boolean(answer.pieces[i].special),
-  }));
-  /** @type {Text} */
-  const made = {
-    id: answer.text,
-    text,
-    tokens,
-    cut: answer.cut ? cutWords(answer.cut, tokens.length) : null,
-  };
-  texts.set(key, made);
-  const names = namesOf(runName);
-  for (const token of tokens) names.set(token.id, token.text);
-  return made;
+	const key = `${runName}\0${text}`;
+	const answer = recorded
+		? await (await request(`texts:${key}`)).json()
+		: await post("/inside/texts", { run: runName, text });
+	const tokens = answer.ids.map((/** @type {number} */ id, /** @type {number} */ i) => ({
+		id,
+		text: answer.pieces[i].text,
+		special: Boolean(answer.pieces[i].special),
+	}));
+	/** @type {Text} */
+	const made = {
+		id: answer.text,
+		text,
+		tokens,
+		cut: answer.cut ? cutWords(answer.cut, tokens.length) : null,
+	};
+	texts.set(key, made);
+	const names = namesOf(runName);
+	for (const token of tokens) names.set(token.id, token.text);
+	return made;
 }
 
 /** @param {number} cut @param {number} kept tokens */
 function cutWords(cut, kept) {
-  return (
-    `The text is longer than what is read at once: its first ${plural(cut, "token")} are left ` +
-    `out, the last ${count(kept)} are shown.`
-  );
+	return (
+		`The text is longer than what is read at once: its first ${plural(cut, "token")} are left ` +
+		`out, the last ${count(kept)} are shown.`
+	);
 }
 
 /** @param {string} runName */
 function namesOf(runName) {
-  const names = tokenNames.get(runName) ?? new Map();
-  tokenNames.set(runName, names);
-  return names;
+	const names = tokenNames.get(runName) ?? new Map();
+	tokenNames.set(runName, names);
+	return names;
 }
 
 /** The text, if the server has cut it; else it is posted, and drawn when it comes. @param {Run} run @param {string} text */
 function textOf(run, text) {
-  const key = `${run.name}\0${text}`;
-  const known = texts.get(key);
-  if (known || refusedTexts.has(key)) return known ?? null;
-  refusedTexts.set(key, ""); // on its way
-  postText(run.name, text).then(
-    () => {
-      refusedTexts.delete(key);
-      requestDraw();
-    },
-    (error) => {
-      refusedTexts.set(key, asRequestError(error).message);
-      requestDraw();
-    },
-  );
-  return null;
+	const key = `${run.name}\0${text}`;
+	const known = texts.get(key);
+	if (known || refusedTexts.has(key)) return known ?? null;
+	refusedTexts.set(key, ""); // on its way
+	postText(run.name, text).then(
+		() => {
+			refusedTexts.delete(key);
+			requestDraw();
+		},
+		(error) => {
+			refusedTexts.set(key, asRequestError(error).message);
+			requestDraw();
+		},
+	);
+	return null;
 }
 
 /** Draws at the next frame. */
 export function requestDraw() {
-  cancelAnimationFrame(frame);
-  frame = requestAnimationFrame(draw);
+	cancelAnimationFrame(frame);
+	frame = requestAnimationFrame(draw);
 }
 
 /** @returns {[Scene, Scene] | null} with the locked and with the previewed selection */
 function makeScenes() {
-  const run = runs.find((other) => other.name === store.state.run) ?? runs[0];
-  if (!run || !run.checkpoints.length) return null;
-  const checkpoint =
-    run.checkpoints.find(({ step }) => step === store.state.step) ??
-    run.checkpoints[run.checkpoints.length - 1];
-  const wanted = store.state.text ?? run.sample_text;
-  const isRefused = Boolean(refusedTexts.get(`${run.name}\0${wanted}`));
-  const sample = isRefused && !scene ? textOf(run, run.sample_text) : null;
-  const text = textOf(run, wanted) ?? scene?.text ?? sample;
-  if (!text || (scene && scene.text === text && scene.run.name !== run.name)) return null;
-  const { other } = store.state;
-  const second = other === null ? null : textOf(run, other);
-  const secondProblem = refusedTexts.get(`${run.name}\0${other}`) ?? "";
-  const length = text.tokens.length;
-  const startingT = Math.max(0, Math.min(length - 2, Math.round(STARTING_SHARE * length)));
-  const t = Math.max(0, Math.min(length - 1, store.state.t ?? startingT));
-  const layer = Math.min(store.state.layer, run.config.layers - 1);
-  const head = Math.min(store.state.head, run.config.heads - 1);
-  const columns = layColumns({
-    room: byId("story").clientWidth,
-    gutter: parseFloat(getComputedStyle(document.documentElement).getPropertyValue("--gutter")),
-    total: length,
-    glyphs: Math.max(1, ...text.tokens.map((token) => [...glyphs(token.text)].length)),
-    caret: t,
-    first: firstColumn,
-  });
-  firstColumn = columns.first;
-  const given = { run, runs, checkpoint, text, second, secondProblem, columns, answers };
-  const names = namesOf(run.name);
-  const locked = new Scene({ ...given, names, shown: { ...store.state, t, layer, head } });
-  const shown = { ...locked.state, ...store.preview };
-  return [locked, new Scene({ ...given, names, shown })];
+	const run = runs.find((other) => other.name === store.state.run) ?? runs[0];
+	if (!run || !run.checkpoints.length) return null;
+	const checkpoint =
+		run.checkpoints.find(({ step }) => step === store.state.step) ??
+		run.checkpoints[run.checkpoints.length - 1];
+	const wanted = store.state.text ?? run.sample_text;
+	const isRefused = Boolean(refusedTexts.get(`${run.name}\0${wanted}`));
+	const sample = isRefused && !scene ? textOf(run, run.sample_text) : null;
+	const text = textOf(run, wanted) ?? scene?.text ?? sample;
+	if (!text || (scene && scene.text === text && scene.run.name !== run.name)) return null;
+	const { other } = store.state;
+	const second = other === null ? null : textOf(run, other);
+	const secondProblem = refusedTexts.get(`${run.name}\0${other}`) ?? "";
+	const length = text.tokens.length;
+	const startingT = Math.max(0, Math.min(length - 2, Math.round(STARTING_SHARE * length)));
+	const t = Math.max(0, Math.min(length - 1, store.state.t ?? startingT));
+	const layer = Math.min(store.state.layer, run.config.layers - 1);
+	const head = Math.min(store.state.head, run.config.heads - 1);
+	const columns = layColumns({
+		room: byId("story").clientWidth,
+		gutter: parseFloat(getComputedStyle(document.documentElement).getPropertyValue("--gutter")),
+		total: length,
+		glyphs: Math.max(1, ...text.tokens.map((token) => [...glyphs(token.text)].length)),
+		caret: t,
+		first: firstColumn,
+	});
+	firstColumn = columns.first;
+	const given = { run, runs, checkpoint, text, second, secondProblem, columns, answers };
+	const names = namesOf(run.name);
+	const locked = new Scene({ ...given, names, shown: { ...store.state, t, layer, head } });
+	const shown = { ...locked.state, ...store.preview };
+	return [locked, new Scene({ ...given, names, shown })];
 }
 
 /** What the ruler and the rail ask for, beside the views. @param {Scene} of */
 function extraAsks(of) {
-  return ["read", NGRAM, `attention?t=${of.t}`, SCORES, headAsk(of)];
+	return ["read", NGRAM, `attention?t=${of.t}`, SCORES, headAsk(of)];
 }
 
 /** The addresses of all that is wanted, the most urgent first. @param {Scene} locked @param {Scene} shown */
 function wantedPaths(locked, shown) {
-  const open = VIEWS.filter((view) => locked.state.open.includes(view.id));
-  const first = ["read", `attention?t=${locked.t}`];
-  const asks = [
-    ...first,
-    ...[towardsAsk(shown)].filter((ask) => ask !== null),
-    ...open.flatMap((view) => [...view.sentenceAsks(locked), ...view.asks(locked)]),
-    SCORES,
-    headAsk(shown),
-    ...VIEWS.flatMap((view) => view.sentenceAsks(locked)),
-    NGRAM,
-    ...open.flatMap((view) => view.wishes?.(locked) ?? []),
-  ];
-  const paths = asks.map((ask) => locked.path(ask));
-  const origin = originOf(locked, viewsById);
-  if (origin) paths.push(sourceAsk(locked, origin.name));
-  for (const by of [1, -1]) {
-    const t = locked.t + by;
-    if (t < 0 || t >= locked.length) continue;
-    const beside = new Scene({ ...locked, shown: { ...locked.state, t } });
-    const ahead = open.flatMap((view) => view.asks(beside)).map((ask) => beside.path(ask));
-    paths.push(...ahead.filter((path) => answers.milliseconds(path) < FAST_MS));
-  }
-  return [...new Set(paths)];
+	const open = VIEWS.filter((view) => locked.state.open.includes(view.id));
+	const first = ["read", `attention?t=${locked.t}`];
+	const asks = [
+		...first,
+		...[towardsAsk(shown)].filter((ask) => ask !== null),
+		...open.flatMap((view) => [...view.sentenceAsks(locked), ...view.asks(locked)]),
+		SCORES,
+		headAsk(shown),
+		...VIEWS.flatMap((view) => view.sentenceAsks(locked)),
+		NGRAM,
+		...open.flatMap((view) => view.wishes?.(locked) ?? []),
+	];
+	const paths = asks.map((ask) => locked.path(ask));
+	const origin = originOf(locked, viewsById);
+	if (origin) paths.push(sourceAsk(locked, origin.name));
+	for (const by of [1, -1]) {
+		const t = locked.t + by;
+		if (t < 0 || t >= locked.length) continue;
+		const beside = new Scene({ ...locked, shown: { ...locked.state, t } });
+		const ahead = open.flatMap((view) => view.asks(beside)).map((ask) => beside.path(ask));
+		paths.push(...ahead.filter((path) => answers.milliseconds(path) < FAST_MS));
+	}
+	return [...new Set(paths)];
 }
 
 function draw() {
-  useTheme(store.state.theme);
-  const scenes = makeScenes();
-  drawNotice();
-  if (!scenes) return;
-  const [locked, shown] = scenes;
-  scene = locked;
-  answers.want(wantedPaths(locked, shown));
-  learnNames(locked);
-  document.documentElement.style.setProperty("--column", `${locked.columns.width}px`);
-  const { run, checkpoint, columns } = locked;
-  drawIfChanged("title", [run, runs.map(({ name }) => name)], () => drawTitle(run, runs));
-  drawIfChanged("when", [run, checkpoint, columns], () => drawWhen(locked));
-  const ruler = [locked.inputs, locked.present(["read", SCORES])];
-  drawIfChanged("ruler", ruler, () => drawRuler(locked, tools));
-  drawStory(locked, VIEWS, { toggle, save: openSaving });
-  drawBeside(shown);
+	useTheme(store.state.theme);
+	const scenes = makeScenes();
+	drawNotice();
+	if (!scenes) return;
+	const [locked, shown] = scenes;
+	scene = locked;
+	answers.want(wantedPaths(locked, shown));
+	learnNames(locked);
+	document.documentElement.style.setProperty("--column", `${locked.columns.width}px`);
+	const { run, checkpoint, columns } = locked;
+	drawIfChanged("title", [run, runs.map(({ name }) => name)], () => drawTitle(run, runs));
+	drawIfChanged("when", [run, checkpoint, columns], () => drawWhen(locked));
+	const ruler = [locked.inputs, locked.present(["read", SCORES])];
+	drawIfChanged("ruler", ruler, () => drawRuler(locked, tools));
+	drawStory(locked, VIEWS, { toggle, save: openSaving });
+	drawBeside(shown);
 }
 
 /** The lane and the rail, which follow the pointer. @param {Scene} shown */
 function drawBeside(shown) {
-  const towards = towardsAsk(shown);
-  const lane = [`attention?t=${shown.t}`, ...(towards ? [towards] : [])];
-  drawIfChanged("lane", [shown.inputs, shown.present(lane)], () => drawLane(shown));
-  const origin = originOf(shown, viewsById);
-  const asks = [...extraAsks(shown), ...(origin ? [sourceAsk(shown, origin.name)] : [])];
-  const refused = asks.map((ask) => answers.refused.has(shown.path(ask)));
-  const inputs = [shown.inputs, store.state, shown.present(asks), refused, origin?.value];
-  drawIfChanged("rail", inputs, () => drawRail(shown, viewsById));
+	const towards = towardsAsk(shown);
+	const lane = [`attention?t=${shown.t}`, ...(towards ? [towards] : [])];
+	drawIfChanged("lane", [shown.inputs, shown.present(lane)], () => drawLane(shown));
+	const origin = originOf(shown, viewsById);
+	const asks = [...extraAsks(shown), ...(origin ? [sourceAsk(shown, origin.name)] : [])];
+	const refused = asks.map((ask) => answers.refused.has(shown.path(ask)));
+	const inputs = [shown.inputs, store.state, shown.present(asks), refused, origin?.value];
+	drawIfChanged("rail", inputs, () => drawRail(shown, viewsById));
 }
 
 /** @type {string | null | undefined} */
@@ -264,69 +264,69 @@ let usedTheme;
 
 /** @param {string | null} theme */
 function useTheme(theme) {
-  if (theme === usedTheme) return;
-  usedTheme = theme;
-  if (theme) document.documentElement.dataset.theme = theme;
-  else delete document.documentElement.dataset.theme;
-  readPalette();
-  forgetDrawn();
+	if (theme === usedTheme) return;
+	usedTheme = theme;
+	if (theme) document.documentElement.dataset.theme = theme;
+	else delete document.documentElement.dataset.theme;
+	readPalette();
+	forgetDrawn();
 }
 
 /** Keeps the texts of tokens that answers bring. @param {Scene} of */
 function learnNames(of) {
-  for (const answer of answers.kept.values()) {
-    const { tokens } = answer.header;
-    if (!tokens || answer.header.learnt) continue;
-    answer.header.learnt = true;
-    for (const [id, text] of Object.entries(tokens)) of.names.set(Number(id), String(text));
-  }
+	for (const answer of answers.kept.values()) {
+		const { tokens } = answer.header;
+		if (!tokens || answer.header.learnt) continue;
+		answer.header.learnt = true;
+		for (const [id, text] of Object.entries(tokens)) of.names.set(Number(id), String(text));
+	}
 }
 
 /** Draws only what follows the pointer. */
 function drawPreview() {
-  cancelAnimationFrame(frame);
-  frame = requestAnimationFrame(() => {
-    const scenes = makeScenes();
-    if (!scenes) return;
-    answers.want(wantedPaths(...scenes));
-    drawBeside(scenes[1]);
-  });
+	cancelAnimationFrame(frame);
+	frame = requestAnimationFrame(() => {
+		const scenes = makeScenes();
+		if (!scenes) return;
+		answers.want(wantedPaths(...scenes));
+		drawBeside(scenes[1]);
+	});
 }
 
 /** Opens a view and goes to it, or closes it. @param {string} id */
 function toggle(id) {
-  const { open } = store.state;
-  const isOpen = open.includes(id);
-  store.set({ open: isOpen ? open.filter((other) => other !== id) : [...open, id] });
-  const button = /** @type {HTMLElement | null} */ (document.querySelector(`#${id} h2 button`));
-  button?.focus({ preventScroll: isOpen });
+	const { open } = store.state;
+	const isOpen = open.includes(id);
+	store.set({ open: isOpen ? open.filter((other) => other !== id) : [...open, id] });
+	const button = /** @type {HTMLElement | null} */ (document.querySelector(`#${id} h2 button`));
+	button?.focus({ preventScroll: isOpen });
 }
 
 function drawNotice() {
-  const notice = byId("notice");
-  const run = runs.find((other) => other.name === store.state.run) ?? runs[0];
-  const words = [...unreadable];
-  if (isAway)
-    words.push("The server does not answer. What is here stays; start it again to go on.");
-  if (run && !run.checkpoints.length) {
-    words.push(`${run.name} has no checkpoint yet. This page waits for the first one.`);
-  }
-  const refused = run && refusedTexts.get(`${run.name}\0${store.state.text ?? run.sample_text}`);
-  if (refused) words.push(refused, "This page goes on with the text before it.");
-  else if (scene?.text.cut) words.push(scene.text.cut);
-  notice.hidden = !words.length;
-  morph(
-    notice,
-    words.map((text) => el("p", {}, text)),
-  );
+	const notice = byId("notice");
+	const run = runs.find((other) => other.name === store.state.run) ?? runs[0];
+	const words = [...unreadable];
+	if (isAway)
+		words.push("The server does not answer. What is here stays; start it again to go on.");
+	if (run && !run.checkpoints.length) {
+		words.push(`${run.name} has no checkpoint yet. This page waits for the first one.`);
+	}
+	const refused = run && refusedTexts.get(`${run.name}\0${store.state.text ?? run.sample_text}`);
+	if (refused) words.push(refused, "This page goes on with the text before it.");
+	else if (scene?.text.cut) words.push(scene.text.cut);
+	notice.hidden = !words.length;
+	morph(
+		notice,
+		words.map((text) => el("p", {}, text)),
+	);
 }
 
 let isAway = false;
 
 /** The runs that can be shown; of the others the reason is said. @param {{runs: any[]}} answer */
 function readRuns(answer) {
-  unreadable = answer.runs.filter((run) => run.error).map((run) => `${run.name}: ${run.error}`);
-  return answer.runs.filter((run) => !run.error);
+	unreadable = answer.runs.filter((run) => run.error).map((run) => `${run.name}: ${run.error}`);
+	return answer.runs.filter((run) => !run.error);
 }
 
 /** @type {string[]} */
@@ -334,46 +334,46 @@ let unreadable = [];
 
 /** Looks for runs and checkpoints; what is new is drawn. */
 async function loadRuns() {
-  try {
-    const response = await request(
-      "/inside/runs",
-      etag ? { headers: { "If-None-Match": etag } } : {},
-    );
-    const wasAway = isAway;
-    isAway = false;
-    if (response.status !== 304) {
-      etag = response.headers.get("ETag") ?? "";
-      runs = readRuns(await response.json());
-      requestDraw();
-    }
-    if (wasAway) answers.forgetRefusals();
-  } catch (error) {
-    const { status } = asRequestError(error);
-    if (status === 401) {
-      askForKey(loadRuns);
-      return;
-    }
-    isAway = status === 0;
-    requestDraw();
-  }
-  const isLive = isAway || !runs.length || runs.some((run) => run.is_training);
-  if (!recorded) setTimeout(loadRuns, isLive ? POLL_MS : REST_MS);
+	try {
+		const response = await request(
+			"/inside/runs",
+			etag ? { headers: { "If-None-Match": etag } } : {},
+		);
+		const wasAway = isAway;
+		isAway = false;
+		if (response.status !== 304) {
+			etag = response.headers.get("ETag") ?? "";
+			runs = readRuns(await response.json());
+			requestDraw();
+		}
+		if (wasAway) answers.forgetRefusals();
+	} catch (error) {
+		const { status } = asRequestError(error);
+		if (status === 401) {
+			askForKey(loadRuns);
+			return;
+		}
+		isAway = status === 0;
+		requestDraw();
+	}
+	const isLive = isAway || !runs.length || runs.some((run) => run.is_training);
+	if (!recorded) setTimeout(loadRuns, isLive ? POLL_MS : REST_MS);
 }
 
 store.state = readAddress(location.hash || (recorded?.["#"] ?? ""));
 store.changed = (isPreview) => (isPreview ? drawPreview() : requestDraw());
 addEventListener("hashchange", () => {
-  store.state = readAddress(location.hash);
-  requestDraw();
+	store.state = readAddress(location.hash);
+	requestDraw();
 });
 addEventListener("resize", requestDraw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  usedTheme = undefined;
-  requestDraw();
+	usedTheme = undefined;
+	requestDraw();
 });
 new ResizeObserver(([{ target }]) => {
-  const { offsetHeight } = /** @type {HTMLElement} */ (target);
-  document.documentElement.style.setProperty("--ruler", `${offsetHeight}px`);
+	const { offsetHeight } = /** @type {HTMLElement} */ (target);
+	document.documentElement.style.setProperty("--ruler", `${offsetHeight}px`);
 }).observe(byId("ruler"));
 listenToKeys({ scene: () => scene, toggle, views: VIEWS.map((view) => view.id), tools });
 void loadRuns();

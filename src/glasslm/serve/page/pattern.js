@@ -22,22 +22,22 @@ const LABEL_PX = 14; // the smallest column that has room for a token's first ch
  * @returns {HTMLCanvasElement}
  */
 export function drawPattern(values, size, side) {
-  const [canvas, context] = makeCanvas(side, side);
-  const z = side / size;
-  context.fillStyle = palette.card;
-  context.fillRect(0, 0, side, side);
-  context.fillStyle = palette.sink;
-  for (let row = 0; row < size; row++) context.fillRect((row + 1) * z, row * z, side, z);
-  const space = z > 5 ? 0.5 : 0;
-  for (let row = 0; row < size; row++) {
-    for (let column = 0; column <= row; column++) {
-      const weight = values(row, column);
-      if (!(weight > VISIBLE_WEIGHT)) continue;
-      context.fillStyle = tint("look", weight ** POWER);
-      context.fillRect(column * z, row * z, z - space, z - space);
-    }
-  }
-  return canvas;
+	const [canvas, context] = makeCanvas(side, side);
+	const z = side / size;
+	context.fillStyle = palette.card;
+	context.fillRect(0, 0, side, side);
+	context.fillStyle = palette.sink;
+	for (let row = 0; row < size; row++) context.fillRect((row + 1) * z, row * z, side, z);
+	const space = z > 5 ? 0.5 : 0;
+	for (let row = 0; row < size; row++) {
+		for (let column = 0; column <= row; column++) {
+			const weight = values(row, column);
+			if (!(weight > VISIBLE_WEIGHT)) continue;
+			context.fillStyle = tint("look", weight ** POWER);
+			context.fillRect(column * z, row * z, z - space, z - space);
+		}
+	}
+	return canvas;
 }
 
 /**
@@ -48,81 +48,81 @@ export function drawPattern(values, size, side) {
  *   side: number, withTokens?: boolean, id: string}} given `weight` (T, T)
  */
 export function headPattern(scene, { weight, layer, head, side, withTokens = false, id }) {
-  const T = scene.length;
-  const whole = Math.max(1, Math.floor((side / T) * 2) / 2); // half pixels keep cells equal
-  const z = Math.min(LARGEST_CELL_PX, whole * T <= side ? whole : side / T);
-  const values = (/** @type {number} */ i, /** @type {number} */ j) => weight?.at(i, j) ?? 0;
-  const canvas = drawPattern(values, T, z * T);
-  const frame = el("span", {
-    class: "row-frame",
-    style: {
-      top: `${scene.t * z}px`,
-      width: `${(scene.t + 1) * z}px`,
-      height: `${Math.max(2, z)}px`,
-    },
-  });
-  const tell = (/** @type {any} */ at, /** @type {number} */ i, /** @type {number} */ j) => {
-    const from = `${i} ${quoted(scene.text.tokens[i].text)}`;
-    const to = `${j} ${quoted(scene.text.tokens[j].text)}`;
-    showTip(at, `${fixed(values(i, j), 3)}: from ${from} to ${to}`, "click: stand here");
-  };
-  const find = (/** @type {any} */ event) => {
-    const box = event.currentTarget.getBoundingClientRect();
-    const i = Math.floor((event.clientY - box.top) / z);
-    const j = Math.floor((event.clientX - box.left) / z);
-    return i >= 0 && i < T && j >= 0 && j <= i ? [i, j] : null;
-  };
-  const square = el(
-    "div",
-    {
-      class: "pattern",
-      "data-key": id,
-      role: "img",
-      "aria-label":
-        `Attention pattern of head ${headName(layer, head)}; its numbers are in the table of ` +
-        "Attention",
-      style: { width: `${z * T}px`, height: `${z * T}px` },
-      on: {
-        pointermove: (/** @type {any} */ event) => {
-          const cell = find(event);
-          if (cell) tell(event, cell[0], cell[1]);
-          else hideTip();
-        },
-        pointerleave: hideTip,
-        click: (/** @type {any} */ event) => {
-          const cell = find(event);
-          if (!cell) return;
-          store.set({ t: cell[0], layer, head, n: `attention.${layer}.${head}.${cell[1]}` });
-        },
-      },
-    },
-    canvas,
-    frame,
-  );
-  if (!withTokens || z < LABEL_PX / 2) return square;
-  return withTokenNames(scene, square, z);
+	const T = scene.length;
+	const whole = Math.max(1, Math.floor((side / T) * 2) / 2); // half pixels keep cells equal
+	const z = Math.min(LARGEST_CELL_PX, whole * T <= side ? whole : side / T);
+	const values = (/** @type {number} */ i, /** @type {number} */ j) => weight?.at(i, j) ?? 0;
+	const canvas = drawPattern(values, T, z * T);
+	const frame = el("span", {
+		class: "row-frame",
+		style: {
+			top: `${scene.t * z}px`,
+			width: `${(scene.t + 1) * z}px`,
+			height: `${Math.max(2, z)}px`,
+		},
+	});
+	const tell = (/** @type {any} */ at, /** @type {number} */ i, /** @type {number} */ j) => {
+		const from = `${i} ${quoted(scene.text.tokens[i].text)}`;
+		const to = `${j} ${quoted(scene.text.tokens[j].text)}`;
+		showTip(at, `${fixed(values(i, j), 3)}: from ${from} to ${to}`, "click: stand here");
+	};
+	const find = (/** @type {any} */ event) => {
+		const box = event.currentTarget.getBoundingClientRect();
+		const i = Math.floor((event.clientY - box.top) / z);
+		const j = Math.floor((event.clientX - box.left) / z);
+		return i >= 0 && i < T && j >= 0 && j <= i ? [i, j] : null;
+	};
+	const square = el(
+		"div",
+		{
+			class: "pattern",
+			"data-key": id,
+			role: "img",
+			"aria-label":
+				`Attention pattern of head ${headName(layer, head)}; its numbers are in the table of ` +
+				"Attention",
+			style: { width: `${z * T}px`, height: `${z * T}px` },
+			on: {
+				pointermove: (/** @type {any} */ event) => {
+					const cell = find(event);
+					if (cell) tell(event, cell[0], cell[1]);
+					else hideTip();
+				},
+				pointerleave: hideTip,
+				click: (/** @type {any} */ event) => {
+					const cell = find(event);
+					if (!cell) return;
+					store.set({ t: cell[0], layer, head, n: `attention.${layer}.${head}.${cell[1]}` });
+				},
+			},
+		},
+		canvas,
+		frame,
+	);
+	if (!withTokens || z < LABEL_PX / 2) return square;
+	return withTokenNames(scene, square, z);
 }
 
 /** @param {Scene} scene @param {HTMLElement} square @param {number} z */
 function withTokenNames(scene, square, z) {
-  const side = 22;
-  const size = Math.min(13, Math.max(7, z));
-  const names = (/** @type {boolean} */ isAcross) => {
-    const [canvas, context] = makeCanvas(
-      isAcross ? z * scene.length : side,
-      isAcross ? side : z * scene.length,
-    );
-    context.font = monospace(size);
-    context.textAlign = "center";
-    context.textBaseline = "middle";
-    scene.text.tokens.forEach(({ text }, t) => {
-      context.fillStyle = t === scene.t ? palette.ink : palette.soft;
-      const glyph = [...glyphs(text)][0] ?? "";
-      const middle = (t + 0.5) * z;
-      if (isAcross) context.fillText(glyph, middle, side / 2);
-      else context.fillText(glyph, side / 2, middle);
-    });
-    return canvas;
-  };
-  return el("div", { class: "with-names" }, el("span"), names(true), names(false), square);
+	const side = 22;
+	const size = Math.min(13, Math.max(7, z));
+	const names = (/** @type {boolean} */ isAcross) => {
+		const [canvas, context] = makeCanvas(
+			isAcross ? z * scene.length : side,
+			isAcross ? side : z * scene.length,
+		);
+		context.font = monospace(size);
+		context.textAlign = "center";
+		context.textBaseline = "middle";
+		scene.text.tokens.forEach(({ text }, t) => {
+			context.fillStyle = t === scene.t ? palette.ink : palette.soft;
+			const glyph = [...glyphs(text)][0] ?? "";
+			const middle = (t + 0.5) * z;
+			if (isAcross) context.fillText(glyph, middle, side / 2);
+			else context.fillText(glyph, side / 2, middle);
+		});
+		return canvas;
+	};
+	return el("div", { class: "with-names" }, el("span"), names(true), names(false), square);
 }

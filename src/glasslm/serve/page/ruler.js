@@ -25,33 +25,33 @@ const LANE_PX = 22;
 
 /** Moves the caret, within the text. @param {Scene} scene @param {number} by */
 export function moveCaret(scene, by) {
-  const t = Math.max(0, Math.min(scene.length - 1, (store.state.t ?? scene.t) + by));
-  if (t !== store.state.t) store.set({ t });
+	const t = Math.max(0, Math.min(scene.length - 1, (store.state.t ?? scene.t) + by));
+	if (t !== store.state.t) store.set({ t });
 }
 
 /** @param {Scene} scene @param {Tools} tools */
 export function drawRuler(scene, tools) {
-  morph(byId("crumbs"), crumbs(scene, tools), toolbar(tools));
-  drawTokens(scene);
-  drawOverview(scene);
+	morph(byId("crumbs"), crumbs(scene, tools), toolbar(tools));
+	drawTokens(scene);
+	drawOverview(scene);
 }
 
 /** @param {Scene} scene @param {Tools} tools */
 function crumbs(scene, tools) {
-  const { layer, head, t, step } = { ...scene.state, t: scene.t, step: scene.checkpoint.step };
-  const does = headDoes(scene, layer, head);
-  const turn = (/** @type {number} */ by) => (head + by + scene.heads) % scene.heads;
-  const bound = (/** @type {number} */ l) => Math.max(0, Math.min(scene.layers - 1, l));
-  return [
-    crumb("after", `${t} ${glyphs(scene.text.tokens[t].text, 8)}`, "position", (by) =>
-      moveCaret(scene, by),
-    ),
-    crumb("layer", `${layer}`, "layer", (by) => store.set({ layer: bound(layer + by) })),
-    crumb("head", headName(layer, head) + (does ? ` ${does.long}` : ""), "head", (by) =>
-      store.set({ head: turn(by) }),
-    ),
-    crumb("step", count(step), "checkpoint", tools.moveStep),
-  ];
+	const { layer, head, t, step } = { ...scene.state, t: scene.t, step: scene.checkpoint.step };
+	const does = headDoes(scene, layer, head);
+	const turn = (/** @type {number} */ by) => (head + by + scene.heads) % scene.heads;
+	const bound = (/** @type {number} */ l) => Math.max(0, Math.min(scene.layers - 1, l));
+	return [
+		crumb("after", `${t} ${glyphs(scene.text.tokens[t].text, 8)}`, "position", (by) =>
+			moveCaret(scene, by),
+		),
+		crumb("layer", `${layer}`, "layer", (by) => store.set({ layer: bound(layer + by) })),
+		crumb("head", headName(layer, head) + (does ? ` ${does.long}` : ""), "head", (by) =>
+			store.set({ head: turn(by) }),
+		),
+		crumb("step", count(step), "checkpoint", tools.moveStep),
+	];
 }
 
 /**
@@ -61,106 +61,106 @@ function crumbs(scene, tools) {
  * @param {(by: number) => void} move
  */
 function crumb(name, value, what, move) {
-  const step = (/** @type {number} */ by, /** @type {string} */ sign) =>
-    el(
-      "button",
-      {
-        type: "button",
-        "aria-label": `${by < 0 ? "Previous" : "Next"} ${what}`,
-        on: { click: () => move(by) },
-      },
-      sign,
-    );
-  return el(
-    "span",
-    { class: `crumb ${name}` },
-    el("span", {}, name),
-    step(-1, "‹"),
-    el("b", {}, value),
-    step(1, "›"),
-  );
+	const step = (/** @type {number} */ by, /** @type {string} */ sign) =>
+		el(
+			"button",
+			{
+				type: "button",
+				"aria-label": `${by < 0 ? "Previous" : "Next"} ${what}`,
+				on: { click: () => move(by) },
+			},
+			sign,
+		);
+	return el(
+		"span",
+		{ class: `crumb ${name}` },
+		el("span", {}, name),
+		step(-1, "‹"),
+		el("b", {}, value),
+		step(1, "›"),
+	);
 }
 
 /** Words where there is room, a sign on a phone. @param {string} text @param {string} sign */
 const words = (text, sign) => [
-  el("span", { class: "wide-only" }, text),
-  el("span", { class: "phone-only", "aria-hidden": "true" }, sign),
+	el("span", { class: "wide-only" }, text),
+	el("span", { class: "phone-only", "aria-hidden": "true" }, sign),
 ];
 
 /** @param {Tools} tools */
 function toolbar(tools) {
-  const surprise = legend("cost", {
-    low: "0",
-    high: `${MOST_NATS}+ nats`,
-    what: "surprise",
-    power: POWER,
-  });
-  return [
-    el("span", { class: "grow" }),
-    el("span", { class: "soft wide-only" }, surprise),
-    tool(words("Edit text", "✎"), tools.editText, {
-      title: "Edit the text (/)",
-      "aria-label": "Edit text",
-    }),
-    tool(words("Save", "⤓"), tools.save, { title: "Save what is shown (s)", "aria-label": "Save" }),
-    tool("◐", changeTheme, { "aria-label": "Light or dark" }),
-    tool("?", tools.help, { "aria-label": "Keys (?)" }),
-  ];
+	const surprise = legend("cost", {
+		low: "0",
+		high: `${MOST_NATS}+ nats`,
+		what: "surprise",
+		power: POWER,
+	});
+	return [
+		el("span", { class: "grow" }),
+		el("span", { class: "soft wide-only" }, surprise),
+		tool(words("Edit text", "✎"), tools.editText, {
+			title: "Edit the text (/)",
+			"aria-label": "Edit text",
+		}),
+		tool(words("Save", "⤓"), tools.save, { title: "Save what is shown (s)", "aria-label": "Save" }),
+		tool("◐", changeTheme, { "aria-label": "Light or dark" }),
+		tool("?", tools.help, { "aria-label": "Keys (?)" }),
+	];
 }
 
 function changeTheme() {
-  const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
-  const now = store.state.theme ?? (isDark ? "dark" : "light");
-  const next = now === "dark" ? "light" : "dark";
-  store.set({ theme: next === (isDark ? "dark" : "light") ? null : next });
+	const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
+	const now = store.state.theme ?? (isDark ? "dark" : "light");
+	const next = now === "dark" ? "light" : "dark";
+	store.set({ theme: next === (isDark ? "dark" : "light") ? null : next });
 }
 
 /** @param {Scene} scene */
 function drawTokens(scene) {
-  const nats = scene.answer("read")?.arrays.nats;
-  const { columns } = scene;
-  const buttons = positions(columns).map((t) => {
-    const token = scene.text.tokens[t];
-    const colour = nats && t > 0 ? textTint("cost", surpriseAlpha(nats.at(t))) : null;
-    const isRead = t <= scene.t;
-    const classes = [
-      "tok",
-      t === scene.t && "here",
-      t === scene.t + 1 && "next",
-      !isRead && "ahead",
-    ];
-    const fits = Math.max(1, Math.floor((columns.width - 2) / 9));
-    const shown = glyphs(token.text);
-    const cut = [...shown].length > fits ? `${[...shown].slice(0, fits - 1).join("")}…` : shown;
-    const surprise = nats && t > 0 ? `, surprise ${fixed(nats.at(t))} nats` : "";
-    const say = `${t}: ${glyphs(token.text, 40)}${surprise}`;
-    return el(
-      "button",
-      {
-        type: "button",
-        class: classes.filter(Boolean).join(" "),
-        tabindex: t === scene.t ? 0 : -1,
-        "aria-label": say,
-        "aria-current": t === scene.t ? "true" : null,
-        style: colour ? { background: colour.background, color: colour.text } : {},
-        on: {
-          click: () => store.set({ t }),
-          pointerenter: (/** @type {any} */ event) =>
-            showTip(event, `${t} ${quoted(token.text)}${surprise}`, "click: stand after it"),
-          pointerleave: hideTip,
-        },
-      },
-      isGlyph(token.text) ? el("i", {}, cut) : cut,
-    );
-  });
-  const box = byId("tokens");
-  const hadFocus = box.contains(document.activeElement);
-  morph(
-    box,
-    el("span", { class: "lab", "aria-hidden": "true" }, columns.isWide ? "surprise" : ""),
-    buttons,
-  );
-  if (hadFocus) box.querySelector(".here")?.focus({ preventScroll: true });
+	const nats = scene.answer("read")?.arrays.nats;
+	const { columns } = scene;
+	const buttons = positions(columns).map((t) => {
+		const token = scene.text.tokens[t];
+		const colour = nats && t > 0 ? textTint("cost", surpriseAlpha(nats.at(t))) : null;
+		const isRead = t <= scene.t;
+		const classes = [
+			"tok",
+			t === scene.t && "here",
+			t === scene.t + 1 && "next",
+			!isRead && "ahead",
+		];
+		const fits = Math.max(1, Math.floor((columns.width - 2) / 9));
+		const shown = glyphs(token.text);
+		const cut = [...shown].length > fits ? `${[...shown].slice(0, fits - 1).join("")}…` : shown;
+		const surprise = nats && t > 0 ? `, surprise ${fixed(nats.at(t))} nats` : "";
+		const say = `${t}: ${glyphs(token.text, 40)}${surprise}`;
+		return el(
+			"button",
+			{
+				type: "button",
+				class: classes.filter(Boolean).join(" "),
+				tabindex: t === scene.t ? 0 : -1,
+				"aria-label": say,
+				"aria-current": t === scene.t ? "true" : null,
+				style: colour ? { background: colour.background, color: colour.text } : {},
+				on: {
+					click: () => store.set({ t }),
+					pointerenter: (/** @type {any} */ event) =>
+						showTip(event, `${t} ${quoted(token.text)}${surprise}`, "click: stand after it"),
+					pointerleave: hideTip,
+				},
+			},
+			isGlyph(token.text) ? el("i", {}, cut) : cut,
+		);
+	});
+	const box = byId("tokens");
+	const hadFocus = box.contains(document.activeElement);
+	morph(
+		box,
+		el("span", { class: "lab", "aria-hidden": "true" }, columns.isWide ? "surprise" : ""),
+		buttons,
+	);
+	if (hadFocus) box.querySelector(".here")?.focus({ preventScroll: true });
 }
 
 /** Whether a token is shown by a sign for it. @param {string} text */
@@ -171,37 +171,37 @@ const surpriseAlpha = (nats) => Math.min(1, Math.max(0, nats) / MOST_NATS) ** PO
 
 /** The lane: what the shown head reads from here. @param {Scene} scene */
 export function drawLane(scene) {
-  const { columns } = scene;
-  const { layer, head, towards } = scene.state;
-  const weights = scene.answer(`attention?t=${scene.t}`)?.arrays.weights;
-  const ask = towards ? towardsAsk(scene) : null;
-  const pushes = ask ? scene.answer(ask)?.arrays.shares : undefined;
-  const [canvas, context] = makeCanvas(columns.count * columns.width, LANE_PX);
-  let most = 0.02;
-  for (let t = 0; pushes && t <= scene.t; t++) most = Math.max(most, Math.abs(pushes.at(t)));
-  for (const t of positions(columns)) {
-    if (t > scene.t) continue;
-    const x = columnX(columns, t);
-    context.fillStyle = palette.line;
-    context.fillRect(x + 1, pushes ? LANE_PX / 2 : LANE_PX - 1, columns.width - 2, 1);
-    if (pushes) {
-      const height = (Math.abs(pushes.at(t)) / most) * (LANE_PX / 2 - 1);
-      context.fillStyle = tint(pushes.at(t) > 0 ? "look" : "cost", 0.9);
-      const top = pushes.at(t) > 0 ? LANE_PX / 2 - height : LANE_PX / 2;
-      context.fillRect(x + 1, top, columns.width - 2, height);
-    } else if (weights) {
-      const height = weights.at(layer, head, t) * (LANE_PX - 3);
-      context.fillStyle = tint("look", 0.9);
-      context.fillRect(x + 1, LANE_PX - Math.max(0.5, height), columns.width - 2, height);
-    }
-  }
-  const name = headName(layer, head);
-  const label = pushes ? `${name} pushes, ±${signed(most).replace("+", "")}` : `head ${name} reads`;
-  morph(
-    byId("lane"),
-    el("span", { class: "lab" }, columns.isWide ? label : name),
-    el("span", { class: "canvas", style: { "margin-left": `${columns.gutter}px` } }, canvas),
-  );
+	const { columns } = scene;
+	const { layer, head, towards } = scene.state;
+	const weights = scene.answer(`attention?t=${scene.t}`)?.arrays.weights;
+	const ask = towards ? towardsAsk(scene) : null;
+	const pushes = ask ? scene.answer(ask)?.arrays.shares : undefined;
+	const [canvas, context] = makeCanvas(columns.count * columns.width, LANE_PX);
+	let most = 0.02;
+	for (let t = 0; pushes && t <= scene.t; t++) most = Math.max(most, Math.abs(pushes.at(t)));
+	for (const t of positions(columns)) {
+		if (t > scene.t) continue;
+		const x = columnX(columns, t);
+		context.fillStyle = palette.line;
+		context.fillRect(x + 1, pushes ? LANE_PX / 2 : LANE_PX - 1, columns.width - 2, 1);
+		if (pushes) {
+			const height = (Math.abs(pushes.at(t)) / most) * (LANE_PX / 2 - 1);
+			context.fillStyle = tint(pushes.at(t) > 0 ? "look" : "cost", 0.9);
+			const top = pushes.at(t) > 0 ? LANE_PX / 2 - height : LANE_PX / 2;
+			context.fillRect(x + 1, top, columns.width - 2, height);
+		} else if (weights) {
+			const height = weights.at(layer, head, t) * (LANE_PX - 3);
+			context.fillStyle = tint("look", 0.9);
+			context.fillRect(x + 1, LANE_PX - Math.max(0.5, height), columns.width - 2, height);
+		}
+	}
+	const name = headName(layer, head);
+	const label = pushes ? `${name} pushes, ±${signed(most).replace("+", "")}` : `head ${name} reads`;
+	morph(
+		byId("lane"),
+		el("span", { class: "lab" }, columns.isWide ? label : name),
+		el("span", { class: "canvas", style: { "margin-left": `${columns.gutter}px` } }, canvas),
+	);
 }
 
 /**
@@ -210,45 +210,45 @@ export function drawLane(scene) {
  * @param {Scene} scene
  */
 export function towardsAsk(scene) {
-  const { layer, head, towards } = scene.state;
-  if (!towards) return null;
-  const [candidate, rival] = towards;
-  const query = { t: scene.t, layer, head, candidate, rival };
-  const words = Object.entries(query).map(([name, value]) => `${name}=${value}`);
-  return `why-source?${words.join("&")}`;
+	const { layer, head, towards } = scene.state;
+	if (!towards) return null;
+	const [candidate, rival] = towards;
+	const query = { t: scene.t, layer, head, candidate, rival };
+	const words = Object.entries(query).map(([name, value]) => `${name}=${value}`);
+	return `why-source?${words.join("&")}`;
 }
 
 /** A strip of the whole text where a window shows only part of it; to drag. @param {Scene} scene */
 function drawOverview(scene) {
-  const box = byId("overview");
-  const { columns } = scene;
-  box.hidden = columns.count === scene.length;
-  if (box.hidden) return;
-  const room = Math.max(40, columns.room - columns.gutter);
-  const nats = scene.answer("read")?.arrays.nats;
-  const [canvas, context] = makeCanvas(room, 8);
-  const z = room / scene.length;
-  for (let t = 0; t < scene.length; t++) {
-    context.fillStyle = nats && t > 0 ? tint("cost", surpriseAlpha(nats.at(t))) : palette.sink;
-    context.fillRect(t * z, 0, Math.max(1, z - 0.3), 8);
-  }
-  const go = (/** @type {any} */ event) => {
-    if (event.type === "pointermove" && !(event.buttons & 1)) return;
-    const rect = event.currentTarget.getBoundingClientRect();
-    const t = Math.floor(((event.clientX - rect.left) / rect.width) * scene.length);
-    store.set({ t: Math.max(0, Math.min(scene.length - 1, t)) });
-  };
-  const slider = el(
-    "div",
-    {
-      class: "strip",
-      style: { "margin-left": `${columns.gutter}px`, width: `${room}px` },
-      on: { pointerdown: go, pointermove: go },
-    },
-    canvas,
-    el("i", {
-      style: { left: `${columns.first * z}px`, width: `${Math.max(6, columns.count * z)}px` },
-    }),
-  );
-  morph(box, slider);
+	const box = byId("overview");
+	const { columns } = scene;
+	box.hidden = columns.count === scene.length;
+	if (box.hidden) return;
+	const room = Math.max(40, columns.room - columns.gutter);
+	const nats = scene.answer("read")?.arrays.nats;
+	const [canvas, context] = makeCanvas(room, 8);
+	const z = room / scene.length;
+	for (let t = 0; t < scene.length; t++) {
+		context.fillStyle = nats && t > 0 ? tint("cost", surpriseAlpha(nats.at(t))) : palette.sink;
+		context.fillRect(t * z, 0, Math.max(1, z - 0.3), 8);
+	}
+	const go = (/** @type {any} */ event) => {
+		if (event.type === "pointermove" && !(event.buttons & 1)) return;
+		const rect = event.currentTarget.getBoundingClientRect();
+		const t = Math.floor(((event.clientX - rect.left) / rect.width) * scene.length);
+		store.set({ t: Math.max(0, Math.min(scene.length - 1, t)) });
+	};
+	const slider = el(
+		"div",
+		{
+			class: "strip",
+			style: { "margin-left": `${columns.gutter}px`, width: `${room}px` },
+			on: { pointerdown: go, pointermove: go },
+		},
+		canvas,
+		el("i", {
+			style: { left: `${columns.first * z}px`, width: `${Math.max(6, columns.count * z)}px` },
+		}),
+	);
+	morph(box, slider);
 }

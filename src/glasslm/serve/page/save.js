@@ -28,147 +28,147 @@ const PART = 0x8000; // bytes that are turned into characters at once
 
 /** @param {string} format HTML, SVG, PNG or CSV @param {Saving} saving */
 export async function saveAs(format, saving) {
-  const { scene, views, tell } = saving;
-  const names = views.length === 1 ? `-${views[0].id}` : "";
-  const file = `${scene.run.name}-${scene.checkpoint.step}${names}`.replace(/[^\w.-]+/g, "_");
-  if (format === "CSV") {
-    for (const view of views.filter((one) => scene.has(one.asks(scene)))) {
-      const name = views.length === 1 ? file : `${file}-${view.id}`;
-      download(`${name}.csv`, "text/csv;charset=utf-8", toCsv(view.rows(scene)));
-    }
-  } else if (format === "HTML") {
-    download(`${file}.html`, "text/html;charset=utf-8", await savedPage(saving));
-  } else {
-    const title = `${scene.run.name}, step ${scene.checkpoint.step}`;
-    const blocks = [byId("title"), byId("tokens"), ...views.map((view) => byId(view.id))];
-    const drawing = drawingOf(blocks, title);
-    if (format === "SVG") download(`${file}.svg`, "image/svg+xml", drawing.source);
-    else download(`${file}.png`, "image/png", await toPng(drawing));
-  }
-  tell(`Saved as ${file}.${format.toLowerCase()}`);
+	const { scene, views, tell } = saving;
+	const names = views.length === 1 ? `-${views[0].id}` : "";
+	const file = `${scene.run.name}-${scene.checkpoint.step}${names}`.replace(/[^\w.-]+/g, "_");
+	if (format === "CSV") {
+		for (const view of views.filter((one) => scene.has(one.asks(scene)))) {
+			const name = views.length === 1 ? file : `${file}-${view.id}`;
+			download(`${name}.csv`, "text/csv;charset=utf-8", toCsv(view.rows(scene)));
+		}
+	} else if (format === "HTML") {
+		download(`${file}.html`, "text/html;charset=utf-8", await savedPage(saving));
+	} else {
+		const title = `${scene.run.name}, step ${scene.checkpoint.step}`;
+		const blocks = [byId("title"), byId("tokens"), ...views.map((view) => byId(view.id))];
+		const drawing = drawingOf(blocks, title);
+		if (format === "SVG") download(`${file}.svg`, "image/svg+xml", drawing.source);
+		else download(`${file}.png`, "image/png", await toPng(drawing));
+	}
+	tell(`Saved as ${file}.${format.toLowerCase()}`);
 }
 
 /** @param {string} name @param {string} type @param {BlobPart} content */
 function download(name, type, content) {
-  const url = URL.createObjectURL(new Blob([content], { type }));
-  el("a", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+	const url = URL.createObjectURL(new Blob([content], { type }));
+	el("a", { href: url, download: name }).click();
+	setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
 /** @param {{source: string, width: number, height: number}} drawing @returns {Promise<Blob>} */
 async function toPng({ source, width, height }) {
-  const image = new Image();
-  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(source)}`;
-  await image.decode();
-  const canvas = el("canvas", { width: width * PNG_SCALE, height: height * PNG_SCALE });
-  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-  return new Promise((resolve, reject) => {
-    canvas.toBlob((/** @type {Blob | null} */ blob) =>
-      blob ? resolve(blob) : reject(new Error("the picture is too large for this browser")),
-    );
-  });
+	const image = new Image();
+	image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(source)}`;
+	await image.decode();
+	const canvas = el("canvas", { width: width * PNG_SCALE, height: height * PNG_SCALE });
+	canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+	return new Promise((resolve, reject) => {
+		canvas.toBlob((/** @type {Blob | null} */ blob) =>
+			blob ? resolve(blob) : reject(new Error("the picture is too large for this browser")),
+		);
+	});
 }
 
 /** This page with the answers that it needs, as HTML. @param {Saving} saving */
 async function savedPage(saving) {
-  const { scene, tell } = saving;
-  const record = await recordAnswers(saving);
-  tell("The page …");
-  const modules = await loadModules();
-  const style = await (await request("page/style.css")).text();
-  const imports = Object.fromEntries(
-    [...modules].map(([name, source]) => [
-      `page/${name}`,
-      `data:text/javascript;charset=utf-8,${encodeURIComponent(source)}`,
-    ]),
-  );
-  const policy =
-    "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; " +
-    "img-src data: blob:";
-  const saved = document.implementation.createHTMLDocument(document.title);
-  saved.documentElement.lang = "en";
-  const meta = (/** @type {Record<string, string>} */ attributes) => {
-    const element = saved.createElement("meta");
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    return element;
-  };
-  const script = (/** @type {string} */ type, /** @type {string} */ text, id = "") => {
-    const element = saved.createElement("script");
-    element.type = type;
-    if (id) element.id = id;
-    element.textContent = text;
-    return element;
-  };
-  const sheet = saved.createElement("style");
-  sheet.textContent = style;
-  saved.head.prepend(
-    meta({ charset: "utf-8" }),
-    meta({ "http-equiv": "Content-Security-Policy", content: policy }),
-    meta({ name: "viewport", content: "width=device-width, initial-scale=1" }),
-    meta({ name: "color-scheme", content: "light dark" }),
-  );
-  const safe = (/** @type {object} */ value) => JSON.stringify(value).replaceAll("<", "\\u003c");
-  saved.head.append(sheet, script("importmap", safe({ imports })));
-  const body = await (await request("/")).text();
-  const parsed = new DOMParser().parseFromString(body, "text/html");
-  saved.body.append(...parsed.body.childNodes);
-  record["#"] = writeAddress({ ...scene.state, t: scene.t });
-  saved.body.append(
-    script("application/json", safe(record), "recorded"),
-    script("module", 'import "page/main.js";'),
-  );
-  return `<!doctype html>\n${saved.documentElement.outerHTML}\n`;
+	const { scene, tell } = saving;
+	const record = await recordAnswers(saving);
+	tell("The page …");
+	const modules = await loadModules();
+	const style = await (await request("page/style.css")).text();
+	const imports = Object.fromEntries(
+		[...modules].map(([name, source]) => [
+			`page/${name}`,
+			`data:text/javascript;charset=utf-8,${encodeURIComponent(source)}`,
+		]),
+	);
+	const policy =
+		"default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; " +
+		"img-src data: blob:";
+	const saved = document.implementation.createHTMLDocument(document.title);
+	saved.documentElement.lang = "en";
+	const meta = (/** @type {Record<string, string>} */ attributes) => {
+		const element = saved.createElement("meta");
+		for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+		return element;
+	};
+	const script = (/** @type {string} */ type, /** @type {string} */ text, id = "") => {
+		const element = saved.createElement("script");
+		element.type = type;
+		if (id) element.id = id;
+		element.textContent = text;
+		return element;
+	};
+	const sheet = saved.createElement("style");
+	sheet.textContent = style;
+	saved.head.prepend(
+		meta({ charset: "utf-8" }),
+		meta({ "http-equiv": "Content-Security-Policy", content: policy }),
+		meta({ name: "viewport", content: "width=device-width, initial-scale=1" }),
+		meta({ name: "color-scheme", content: "light dark" }),
+	);
+	const safe = (/** @type {object} */ value) => JSON.stringify(value).replaceAll("<", "\\u003c");
+	saved.head.append(sheet, script("importmap", safe({ imports })));
+	const body = await (await request("/")).text();
+	const parsed = new DOMParser().parseFromString(body, "text/html");
+	saved.body.append(...parsed.body.childNodes);
+	record["#"] = writeAddress({ ...scene.state, t: scene.t });
+	saved.body.append(
+		script("application/json", safe(record), "recorded"),
+		script("module", 'import "page/main.js";'),
+	);
+	return `<!doctype html>\n${saved.documentElement.outerHTML}\n`;
 }
 
 /** The modules of the page by their path, importing each other by name. */
 async function loadModules() {
-  /** @type {Map<string, string>} */
-  const modules = new Map();
-  const waiting = ["main.js"];
-  for (let name = waiting.pop(); name; name = waiting.pop()) {
-    if (modules.has(name)) continue;
-    modules.set(name, "");
-    const source = await (await request(`page/${name}`)).text();
-    const here = name;
-    const named = source.replace(/(from|import) "(\.[^"]+)"/g, (_, word, path) => {
-      const target = new URL(path, `http://page/${here}`).pathname.slice(1);
-      waiting.push(target);
-      return `${word} "page/${target}"`;
-    });
-    modules.set(name, named);
-  }
-  return modules;
+	/** @type {Map<string, string>} */
+	const modules = new Map();
+	const waiting = ["main.js"];
+	for (let name = waiting.pop(); name; name = waiting.pop()) {
+		if (modules.has(name)) continue;
+		modules.set(name, "");
+		const source = await (await request(`page/${name}`)).text();
+		const here = name;
+		const named = source.replace(/(from|import) "(\.[^"]+)"/g, (_, word, path) => {
+			const target = new URL(path, `http://page/${here}`).pathname.slice(1);
+			waiting.push(target);
+			return `${word} "page/${target}"`;
+		});
+		modules.set(name, named);
+	}
+	return modules;
 }
 
 /** The answers for the places of the caret that are saved, by their address. @param {Saving} saving */
 async function recordAnswers({ scene, views, tell, extraAsks }) {
-  /** @type {Record<string, string>} */
-  const record = {};
-  const paths = savedPaths(scene, views, extraAsks);
-  for (const [i, path] of paths.entries()) {
-    if (i % 10 === 0) tell(`${i} of ${plural(paths.length, "answer")} …`);
-    const response = await request(path).catch(() => null);
-    if (response) record[path] = toBase64(new Uint8Array(await response.arrayBuffer()));
-  }
-  const note = `saved from step ${scene.checkpoint.step} of this run`;
-  const run = {
-    ...scene.run,
-    checkpoints: [scene.checkpoint],
-    is_training: false,
-    notes: [note],
-  };
-  record["/inside/runs"] = encode({ runs: [run] });
-  for (const text of [scene.text, scene.second]) {
-    if (!text) continue;
-    const key = text.text === scene.text.text ? (scene.state.text ?? run.sample_text) : text.text;
-    record[`texts:${run.name}\0${key}`] = encode({
-      text: text.id,
-      ids: text.tokens.map((token) => token.id),
-      pieces: text.tokens,
-      cut: text.cut,
-    });
-  }
-  return record;
+	/** @type {Record<string, string>} */
+	const record = {};
+	const paths = savedPaths(scene, views, extraAsks);
+	for (const [i, path] of paths.entries()) {
+		if (i % 10 === 0) tell(`${i} of ${plural(paths.length, "answer")} …`);
+		const response = await request(path).catch(() => null);
+		if (response) record[path] = toBase64(new Uint8Array(await response.arrayBuffer()));
+	}
+	const note = `saved from step ${scene.checkpoint.step} of this run`;
+	const run = {
+		...scene.run,
+		checkpoints: [scene.checkpoint],
+		is_training: false,
+		notes: [note],
+	};
+	record["/inside/runs"] = encode({ runs: [run] });
+	for (const text of [scene.text, scene.second]) {
+		if (!text) continue;
+		const key = text.text === scene.text.text ? (scene.state.text ?? run.sample_text) : text.text;
+		record[`texts:${run.name}\0${key}`] = encode({
+			text: text.id,
+			ids: text.tokens.map((token) => token.id),
+			pieces: text.tokens,
+			cut: text.cut,
+		});
+	}
+	return record;
 }
 
 /**
@@ -177,25 +177,25 @@ async function recordAnswers({ scene, views, tell, extraAsks }) {
  * @param {(scene: Scene) => string[]} extraAsks
  */
 function savedPaths(scene, views, extraAsks) {
-  const near = scene.length <= MOST_POSITIONS ? scene.length : NEAR_POSITIONS;
-  const from = Math.max(0, scene.t - near);
-  const to = Math.min(scene.length - 1, scene.t + near);
-  /** @type {Set<string>} */
-  const paths = new Set();
-  for (let t = from; t <= to; t++) {
-    const there = new Scene({ ...scene, shown: { ...scene.state, t } });
-    const asks = views.flatMap((view) => [...view.sentenceAsks(there), ...view.asks(there)]);
-    for (const ask of [...extraAsks(there), ...asks]) paths.add(there.path(ask));
-  }
-  if (scene.layers * scene.heads <= MOST_HEADS && scene.length <= MOST_POSITIONS) {
-    for (let layer = 0; layer < scene.layers; layer++) {
-      for (let head = 0; head < scene.heads; head++) {
-        const there = new Scene({ ...scene, shown: { ...scene.state, layer, head } });
-        paths.add(there.path(headAsk(there)));
-      }
-    }
-  }
-  return [...paths];
+	const near = scene.length <= MOST_POSITIONS ? scene.length : NEAR_POSITIONS;
+	const from = Math.max(0, scene.t - near);
+	const to = Math.min(scene.length - 1, scene.t + near);
+	/** @type {Set<string>} */
+	const paths = new Set();
+	for (let t = from; t <= to; t++) {
+		const there = new Scene({ ...scene, shown: { ...scene.state, t } });
+		const asks = views.flatMap((view) => [...view.sentenceAsks(there), ...view.asks(there)]);
+		for (const ask of [...extraAsks(there), ...asks]) paths.add(there.path(ask));
+	}
+	if (scene.layers * scene.heads <= MOST_HEADS && scene.length <= MOST_POSITIONS) {
+		for (let layer = 0; layer < scene.layers; layer++) {
+			for (let head = 0; head < scene.heads; head++) {
+				const there = new Scene({ ...scene, shown: { ...scene.state, layer, head } });
+				paths.add(there.path(headAsk(there)));
+			}
+		}
+	}
+	return [...paths];
 }
 
 /** @param {object} value */
@@ -203,9 +203,9 @@ const encode = (value) => toBase64(new TextEncoder().encode(JSON.stringify(value
 
 /** @param {Uint8Array} bytes */
 function toBase64(bytes) {
-  let text = "";
-  for (let i = 0; i < bytes.length; i += PART) {
-    text += String.fromCharCode(...bytes.subarray(i, i + PART));
-  }
-  return btoa(text);
+	let text = "";
+	for (let i = 0; i < bytes.length; i += PART) {
+		text += String.fromCharCode(...bytes.subarray(i, i + PART));
+	}
+	return btoa(text);
 }

@@ -66,101 +66,101 @@
 
 /** A moment of the page. */
 export class Scene {
-  /**
-   * @param {{shown: Shown, run: Run, checkpoint: Checkpoint, text: Text, second: Text | null,
-   *   secondProblem: string,
-   *   columns: Columns, answers: import("./api.js").Answers, names: Map<number, string>,
-   *   runs: Run[]}} given `second`: the second text of Patch; `names`: the texts of tokens
-   */
-  constructor({
-    shown,
-    run,
-    checkpoint,
-    text,
-    second,
-    secondProblem,
-    columns,
-    answers,
-    names,
-    runs,
-  }) {
-    this.state = shown;
-    this.run = run;
-    this.runs = runs;
-    this.checkpoint = checkpoint;
-    this.text = text;
-    this.second = second;
-    /** Why the second text cannot be read; empty where it can. */
-    this.secondProblem = secondProblem;
-    this.columns = columns;
-    this.answers = answers;
-    this.names = names;
-    this.length = text.tokens.length;
-    this.layers = run.config.layers;
-    this.heads = run.config.heads;
-    /** The last position that is read. */
-    this.t = shown.t ?? 0;
-  }
+	/**
+	 * @param {{shown: Shown, run: Run, checkpoint: Checkpoint, text: Text, second: Text | null,
+	 *   secondProblem: string,
+	 *   columns: Columns, answers: import("./api.js").Answers, names: Map<number, string>,
+	 *   runs: Run[]}} given `second`: the second text of Patch; `names`: the texts of tokens
+	 */
+	constructor({
+		shown,
+		run,
+		checkpoint,
+		text,
+		second,
+		secondProblem,
+		columns,
+		answers,
+		names,
+		runs,
+	}) {
+		this.state = shown;
+		this.run = run;
+		this.runs = runs;
+		this.checkpoint = checkpoint;
+		this.text = text;
+		this.second = second;
+		/** Why the second text cannot be read; empty where it can. */
+		this.secondProblem = secondProblem;
+		this.columns = columns;
+		this.answers = answers;
+		this.names = names;
+		this.length = text.tokens.length;
+		this.layers = run.config.layers;
+		this.heads = run.config.heads;
+		/** The last position that is read. */
+		this.t = shown.t ?? 0;
+	}
 
-  /** The address of an answer about this checkpoint and text: `attention?t=3`. @param {string} ask */
-  path(ask) {
-    return this.pathAt(this.checkpoint, ask);
-  }
+	/** The address of an answer about this checkpoint and text: `attention?t=3`. @param {string} ask */
+	path(ask) {
+		return this.pathAt(this.checkpoint, ask);
+	}
 
-  /** The same of another checkpoint. @param {Checkpoint} checkpoint @param {string} ask */
-  pathAt(checkpoint, ask) {
-    if (ask.startsWith("/")) return ask;
-    const [view, query] = ask.split("?");
-    const base = `/inside/${view}/${checkpoint.hash}/${this.text.id}`;
-    return query ? `${base}?${query}` : base;
-  }
+	/** The same of another checkpoint. @param {Checkpoint} checkpoint @param {string} ask */
+	pathAt(checkpoint, ask) {
+		if (ask.startsWith("/")) return ask;
+		const [view, query] = ask.split("?");
+		const base = `/inside/${view}/${checkpoint.hash}/${this.text.id}`;
+		return query ? `${base}?${query}` : base;
+	}
 
-  /** The answer, if it is here. @param {string} ask @returns {Answer | undefined} */
-  answer(ask) {
-    return this.answers.get(this.path(ask));
-  }
+	/** The answer, if it is here. @param {string} ask @returns {Answer | undefined} */
+	answer(ask) {
+		return this.answers.get(this.path(ask));
+	}
 
-  /** The first refusal or reason for having no numbers among these. @param {string[]} asks */
-  problem(asks) {
-    for (const ask of asks) {
-      const refusal = this.answers.refused.get(this.path(ask));
-      if (refusal) return refusal.message;
-      const reason = this.answer(ask)?.header.reason;
-      if (reason) return String(reason);
-    }
-    return null;
-  }
+	/** The first refusal or reason for having no numbers among these. @param {string[]} asks */
+	problem(asks) {
+		for (const ask of asks) {
+			const refusal = this.answers.refused.get(this.path(ask));
+			if (refusal) return refusal.message;
+			const reason = this.answer(ask)?.header.reason;
+			if (reason) return String(reason);
+		}
+		return null;
+	}
 
-  /** What everything is drawn from, beside the answers: the same inputs give the same picture. */
-  get inputs() {
-    const { run, checkpoint, text, second, secondProblem, columns, state } = this;
-    return [run.name, checkpoint.hash, text.id, second?.id, secondProblem, columns, state];
-  }
+	/** What everything is drawn from, beside the answers: the same inputs give the same picture. */
+	get inputs() {
+		const { run, checkpoint, text, second, secondProblem, columns, state } = this;
+		return [run.name, checkpoint.hash, text.id, second?.id, secondProblem, columns, state];
+	}
 
-  /** Which of these answers are here. @param {string[]} asks */
-  present(asks) {
-    return asks.map((ask) => this.answers.kept.has(this.path(ask)));
-  }
+	/** Which of these answers are here. @param {string[]} asks */
+	present(asks) {
+		return asks.map((ask) => this.answers.kept.has(this.path(ask)));
+	}
 
-  /** Whether all these answers are here. @param {string[]} asks */
-  has(asks) {
-    return asks.every((ask) => this.answers.kept.has(this.path(ask)));
-  }
+	/** Whether all these answers are here. @param {string[]} asks */
+	has(asks) {
+		return asks.every((ask) => this.answers.kept.has(this.path(ask)));
+	}
 
-  /** The text of a token. @param {number} id */
-  token(id) {
-    return this.names.get(id) ?? `#${id}`;
-  }
+	/** The text of a token. @param {number} id */
+	token(id) {
+		return this.names.get(id) ?? `#${id}`;
+	}
 
-  /** The token that the text has after the caret; null at its end. */
-  get target() {
-    return this.t + 1 < this.length ? this.text.tokens[this.t + 1].id : null;
-  }
+	/** The token that the text has after the caret; null at its end. */
+	get target() {
+		return this.t + 1 < this.length ? this.text.tokens[this.t + 1].id : null;
+	}
 
-  /** What a token is called here. */
-  get unit() {
-    return { char: "character", byte: "byte" }[this.run.tokenizer] ?? "token";
-  }
+	/** What a token is called here. */
+	get unit() {
+		return { char: "character", byte: "byte" }[this.run.tokenizer] ?? "token";
+	}
 }
 
 /**
@@ -170,14 +170,14 @@ export class Scene {
  * @returns {{name: string, short: string, long: string}}
  */
 export function placeName(place) {
-  const [, layer, part] = place.split(".");
-  if (layer === undefined) return { name: "embedding", short: "emb", long: "at the embedding" };
-  if (part === "attention") {
-    const long = `after the attention of layer ${layer}`;
-    return { name: `${layer} attention`, short: `${layer} a`, long };
-  }
-  const long = `after the feed-forward of layer ${layer}`;
-  return { name: `${layer} feed-forward`, short: `${layer} f`, long };
+	const [, layer, part] = place.split(".");
+	if (layer === undefined) return { name: "embedding", short: "emb", long: "at the embedding" };
+	if (part === "attention") {
+		const long = `after the attention of layer ${layer}`;
+		return { name: `${layer} attention`, short: `${layer} a`, long };
+	}
+	const long = `after the feed-forward of layer ${layer}`;
+	return { name: `${layer} feed-forward`, short: `${layer} f`, long };
 }
 
 /**
@@ -186,13 +186,13 @@ export function placeName(place) {
  * @param {string} part
  */
 export function partName(part) {
-  const [layer, rest] = part.split(".");
-  if (rest === undefined) return layer === "embedding" ? "the embedding" : `layer ${layer}`;
-  if (rest === "feedforward") return `feed-forward ${layer}`;
-  if (rest === "attention") return `attention ${layer}`;
-  if (rest === "bias")
-    return layer === "norm" ? "the last norm’s bias" : `the bias of attention ${layer}`;
-  return rest.startsWith("n") ? `neuron ${layer}.${rest.slice(1)}` : `head ${layer}.${rest}`;
+	const [layer, rest] = part.split(".");
+	if (rest === undefined) return layer === "embedding" ? "the embedding" : `layer ${layer}`;
+	if (rest === "feedforward") return `feed-forward ${layer}`;
+	if (rest === "attention") return `attention ${layer}`;
+	if (rest === "bias")
+		return layer === "norm" ? "the last norm’s bias" : `the bias of attention ${layer}`;
+	return rest.startsWith("n") ? `neuron ${layer}.${rest.slice(1)}` : `head ${layer}.${rest}`;
 }
 
 const CHEAP_FLOPS = 4e10; // of what is computed for the sentence of a closed view
@@ -205,6 +205,6 @@ const CHEAP_FLOPS = 4e10; // of what is computed for the sentence of a closed vi
  * @param {number} passes
  */
 export function isWorthIt(scene, id, passes) {
-  const flops = 2 * scene.run.parameters * (scene.t + 1) * passes;
-  return scene.state.open.includes(id) || flops < CHEAP_FLOPS;
+	const flops = 2 * scene.run.parameters * (scene.t + 1) * passes;
+	return scene.state.open.includes(id) || flops < CHEAP_FLOPS;
 }

@@ -27,30 +27,30 @@
 
 /** @type {Readonly<State>} */
 export const DEFAULTS = Object.freeze({
-  run: null,
-  text: null,
-  t: null,
-  layer: 0,
-  head: 0,
-  step: null,
-  candidate: null,
-  rival: null,
-  off: null,
-  n: null,
-  open: ["write", "attention", "lens", "why"],
-  look: "heads",
-  temperature: 0.8,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  lr: 0.01,
-  other: null,
-  against: null,
-  theme: null,
+	run: null,
+	text: null,
+	t: null,
+	layer: 0,
+	head: 0,
+	step: null,
+	candidate: null,
+	rival: null,
+	off: null,
+	n: null,
+	open: ["write", "attention", "lens", "why"],
+	look: "heads",
+	temperature: 0.8,
+	topK: 0,
+	topP: 1,
+	minP: 0,
+	lr: 0.01,
+	other: null,
+	against: null,
+	theme: null,
 });
 
 const NUMBERS = new Set(
-  "t layer head step candidate rival temperature topK topP minP lr".split(" "),
+	"t layer head step candidate rival temperature topK topP minP lr".split(" "),
 );
 const LONGEST_TEXT_IN_ADDRESS = 4000; // characters; a longer text is not kept by a reload
 const ADDRESS_DELAY_MS = 120; // browsers limit how often an address may change
@@ -61,21 +61,21 @@ const ADDRESS_DELAY_MS = 120; // browsers limit how often an address may change
  * @returns {State}
  */
 export function readAddress(hash) {
-  const state = { ...DEFAULTS, open: [...DEFAULTS.open] };
-  for (const [name, value] of new URLSearchParams(hash.replace(/^#/, ""))) {
-    if (name === "head" && /^\d+\.\d+$/.test(value)) {
-      [state.layer, state.head] = value.split(".").map(Number);
-    } else if (name === "open") state.open = value ? value.split(",") : [];
-    else if (NUMBERS.has(name)) {
-      if (value !== "" && Number.isFinite(Number(value))) setField(state, name, Number(value));
-    } else if (name in DEFAULTS) setField(state, name, value);
-  }
-  return state;
+	const state = { ...DEFAULTS, open: [...DEFAULTS.open] };
+	for (const [name, value] of new URLSearchParams(hash.replace(/^#/, ""))) {
+		if (name === "head" && /^\d+\.\d+$/.test(value)) {
+			[state.layer, state.head] = value.split(".").map(Number);
+		} else if (name === "open") state.open = value ? value.split(",") : [];
+		else if (NUMBERS.has(name)) {
+			if (value !== "" && Number.isFinite(Number(value))) setField(state, name, Number(value));
+		} else if (name in DEFAULTS) setField(state, name, value);
+	}
+	return state;
 }
 
 /** @param {any} state @param {string} name @param {unknown} value */
 function setField(state, name, value) {
-  state[name] = value;
+	state[name] = value;
 }
 
 /**
@@ -83,15 +83,15 @@ function setField(state, name, value) {
  * @param {State} state
  */
 export function writeAddress(state) {
-  const query = new URLSearchParams();
-  for (const [name, value] of Object.entries(state)) {
-    if (name === "layer" || value === null) continue;
-    if (name === "head") query.set("head", `${state.layer}.${state.head}`);
-    else if (name === "open") query.set("open", state.open.join(","));
-    else if (name === "text" && state.text && state.text.length > LONGEST_TEXT_IN_ADDRESS) continue;
-    else if (value !== DEFAULTS[/** @type {keyof State} */ (name)]) query.set(name, String(value));
-  }
-  return `#${query}`;
+	const query = new URLSearchParams();
+	for (const [name, value] of Object.entries(state)) {
+		if (name === "layer" || value === null) continue;
+		if (name === "head") query.set("head", `${state.layer}.${state.head}`);
+		else if (name === "open") query.set("open", state.open.join(","));
+		else if (name === "text" && state.text && state.text.length > LONGEST_TEXT_IN_ADDRESS) continue;
+		else if (value !== DEFAULTS[/** @type {keyof State} */ (name)]) query.set(name, String(value));
+	}
+	return `#${query}`;
 }
 
 /** `towards`: candidate and rival whose logits a head pushes apart. */
@@ -99,46 +99,46 @@ export function writeAddress(state) {
 
 /** The one state, and who is told of its changes. */
 export const store = {
-  /** @type {State} */
-  state: { ...DEFAULTS },
-  /** @type {Preview} */
-  preview: {},
-  /** @type {(isPreview: boolean) => void} */
-  changed: () => {},
+	/** @type {State} */
+	state: { ...DEFAULTS },
+	/** @type {Preview} */
+	preview: {},
+	/** @type {(isPreview: boolean) => void} */
+	changed: () => {},
 
-  /** The state with what the pointer previews. @returns {State & Preview} */
-  get shown() {
-    return { ...this.state, ...this.preview };
-  },
+	/** The state with what the pointer previews. @returns {State & Preview} */
+	get shown() {
+		return { ...this.state, ...this.preview };
+	},
 
-  /**
-   * Locks a change. A new place forgets the candidates of the old one; a new text or run also the
-   * place.
-   * @param {Partial<State>} change
-   */
-  set(change) {
-    const next = { ...this.state, ...change };
-    if ("t" in change && !("candidate" in change)) next.candidate = next.rival = null;
-    if ("text" in change || "run" in change) {
-      if (!("t" in change)) next.t = null;
-      next.n = next.candidate = next.rival = null;
-    }
-    if ("run" in change && change.run !== this.state.run) next.step = next.off = null;
-    this.state = next;
-    this.preview = {};
-    clearTimeout(addressTimer);
-    addressTimer = setTimeout(() => {
-      history.replaceState(null, "", writeAddress(this.state));
-    }, ADDRESS_DELAY_MS);
-    this.changed(false);
-  },
+	/**
+	 * Locks a change. A new place forgets the candidates of the old one; a new text or run also the
+	 * place.
+	 * @param {Partial<State>} change
+	 */
+	set(change) {
+		const next = { ...this.state, ...change };
+		if ("t" in change && !("candidate" in change)) next.candidate = next.rival = null;
+		if ("text" in change || "run" in change) {
+			if (!("t" in change)) next.t = null;
+			next.n = next.candidate = next.rival = null;
+		}
+		if ("run" in change && change.run !== this.state.run) next.step = next.off = null;
+		this.state = next;
+		this.preview = {};
+		clearTimeout(addressTimer);
+		addressTimer = setTimeout(() => {
+			history.replaceState(null, "", writeAddress(this.state));
+		}, ADDRESS_DELAY_MS);
+		this.changed(false);
+	},
 
-  /** Shows a change while the pointer rests. @param {Preview} change */
-  look(change) {
-    if (JSON.stringify(change) === JSON.stringify(this.preview)) return;
-    this.preview = change;
-    this.changed(true);
-  },
+	/** Shows a change while the pointer rests. @param {Preview} change */
+	look(change) {
+		if (JSON.stringify(change) === JSON.stringify(this.preview)) return;
+		this.preview = change;
+		this.changed(true);
+	},
 };
 
 /** @type {ReturnType<typeof setTimeout> | undefined} */

@@ -13,19 +13,19 @@ import { empty } from "./figure_parts.js";
  * @param {{toggle: (id: string) => void, save: (id: string) => void}} tools
  */
 export function drawStory(scene, views, tools) {
-  const story = byId("story");
-  views.forEach((view, i) => {
-    const section =
-      document.getElementById(view.id) ?? story.appendChild(makeSection(view, i, tools));
-    const isOpen = scene.state.open.includes(view.id);
-    section.classList.toggle("open", isOpen);
-    section.querySelector("h2 button")?.setAttribute("aria-expanded", String(isOpen));
-    const sentence = /** @type {Element} */ (section.querySelector("header p"));
-    const inner = /** @type {HTMLElement} */ (section.querySelector(".inner"));
-    inner.hidden = !isOpen;
-    drawPart(scene, view, sentence, view.sentenceAsks(scene), isOpen, () => view.sentence(scene));
-    if (isOpen) drawPart(scene, view, inner, view.asks(scene), isOpen, () => view.draw(scene));
-  });
+	const story = byId("story");
+	views.forEach((view, i) => {
+		const section =
+			document.getElementById(view.id) ?? story.appendChild(makeSection(view, i, tools));
+		const isOpen = scene.state.open.includes(view.id);
+		section.classList.toggle("open", isOpen);
+		section.querySelector("h2 button")?.setAttribute("aria-expanded", String(isOpen));
+		const sentence = /** @type {Element} */ (section.querySelector("header p"));
+		const inner = /** @type {HTMLElement} */ (section.querySelector(".inner"));
+		inner.hidden = !isOpen;
+		drawPart(scene, view, sentence, view.sentenceAsks(scene), isOpen, () => view.sentence(scene));
+		if (isOpen) drawPart(scene, view, inner, view.asks(scene), isOpen, () => view.draw(scene));
+	});
 }
 
 /**
@@ -37,56 +37,56 @@ export function drawStory(scene, views, tools) {
  * @param {() => import("./dom.js").Child[]} draw
  */
 function drawPart(scene, view, part, asks, isOpen, draw) {
-  const isSentence = part.nodeName === "P";
-  const key = `${view.id} ${part.nodeName}`;
-  const problem = scene.problem(asks);
-  const isReady = scene.has(asks) || problem !== null;
-  part.toggleAttribute("data-waiting", !isReady);
-  part.setAttribute("aria-busy", String(!isReady));
-  if (!isReady) {
-    if (isDrawn(key)) return; // what was there stays until the new numbers come
-    morph(part, isSentence ? view.purpose : el("div", { class: "waiting-box" }));
-    return;
-  }
-  const { run, columns } = scene;
-  const inputs = [
-    [scene.inputs, columns.room, isOpen, problem],
-    [run.checkpoints.length, run.curve.length, view.extra?.(scene)],
-  ];
-  drawIfChanged(key, inputs, () => {
-    if (problem === null) morph(part, ...draw());
-    else morph(part, isSentence ? view.purpose : empty("No numbers here.", problem));
-  });
+	const isSentence = part.nodeName === "P";
+	const key = `${view.id} ${part.nodeName}`;
+	const problem = scene.problem(asks);
+	const isReady = scene.has(asks) || problem !== null;
+	part.toggleAttribute("data-waiting", !isReady);
+	part.setAttribute("aria-busy", String(!isReady));
+	if (!isReady) {
+		if (isDrawn(key)) return; // what was there stays until the new numbers come
+		morph(part, isSentence ? view.purpose : el("div", { class: "waiting-box" }));
+		return;
+	}
+	const { run, columns } = scene;
+	const inputs = [
+		[scene.inputs, columns.room, isOpen, problem],
+		[run.checkpoints.length, run.curve.length, view.extra?.(scene)],
+	];
+	drawIfChanged(key, inputs, () => {
+		if (problem === null) morph(part, ...draw());
+		else morph(part, isSentence ? view.purpose : empty("No numbers here.", problem));
+	});
 }
 
 /** @param {View} view @param {number} i @param {{toggle: (id: string) => void, save: (id: string) => void}} tools */
 function makeSection(view, i, tools) {
-  const title = el(
-    "button",
-    {
-      type: "button",
-      "aria-expanded": "false",
-      "aria-controls": `${view.id}-figure`,
-      title: `${view.title} (${i + 1})`,
-      on: { click: () => tools.toggle(view.id) },
-    },
-    view.title,
-  );
-  const save = el(
-    "button",
-    {
-      type: "button",
-      class: "tool",
-      "aria-label": `Save ${view.title}: HTML, SVG, PNG, CSV`,
-      title: "Save this view: HTML, SVG, PNG, CSV",
-      on: { click: () => tools.save(view.id) },
-    },
-    "⤓",
-  );
-  return el(
-    "section",
-    { class: "view", id: view.id, "aria-label": view.title },
-    el("header", {}, el("h2", {}, title), el("p", {}), el("span", { class: "tools" }, save)),
-    el("div", { class: "inner", id: `${view.id}-figure` }),
-  );
+	const title = el(
+		"button",
+		{
+			type: "button",
+			"aria-expanded": "false",
+			"aria-controls": `${view.id}-figure`,
+			title: `${view.title} (${i + 1})`,
+			on: { click: () => tools.toggle(view.id) },
+		},
+		view.title,
+	);
+	const save = el(
+		"button",
+		{
+			type: "button",
+			class: "tool",
+			"aria-label": `Save ${view.title}: HTML, SVG, PNG, CSV`,
+			title: "Save this view: HTML, SVG, PNG, CSV",
+			on: { click: () => tools.save(view.id) },
+		},
+		"⤓",
+	);
+	return el(
+		"section",
+		{ class: "view", id: view.id, "aria-label": view.title },
+		el("header", {}, el("h2", {}, title), el("p", {}), el("span", { class: "tools" }, save)),
+		el("div", { class: "inner", id: `${view.id}-figure` }),
+	);
 }

@@ -6,56 +6,56 @@ const MOST_ROWS = 2000; // of a table on the page; the CSV has all
 
 /** @param {() => import("./scene.js").Rows} makeRows */
 export function asTable(makeRows) {
-  const body = el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Table" });
-  const details = el(
-    "details",
-    { class: "astable", on: { toggle: (/** @type {Event} */ event) => fill(event.target) } },
-    el("summary", {}, "as a table"),
-    body,
-  );
-  /** @param {any} opened */
-  function fill(opened) {
-    if (opened.open) opened.lastElementChild.replaceChildren(table(makeRows()));
-  }
-  return details;
+	const body = el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Table" });
+	const details = el(
+		"details",
+		{ class: "astable", on: { toggle: (/** @type {Event} */ event) => fill(event.target) } },
+		el("summary", {}, "as a table"),
+		body,
+	);
+	/** @param {any} opened */
+	function fill(opened) {
+		if (opened.open) opened.lastElementChild.replaceChildren(table(makeRows()));
+	}
+	return details;
 }
 
 /** Four significant digits of a number. @param {string | number} x */
 function shown(x) {
-  if (typeof x !== "number" || Number.isInteger(x) || !Number.isFinite(x)) return x;
-  return Math.abs(x) < 1e-4 ? x.toExponential(1) : Number(x.toPrecision(4));
+	if (typeof x !== "number" || Number.isInteger(x) || !Number.isFinite(x)) return x;
+	return Math.abs(x) < 1e-4 ? x.toExponential(1) : Number(x.toPrecision(4));
 }
 
 /** @param {import("./scene.js").Rows} rows */
-function table([head, ...rows]) {
-  const first = rows.slice(0, MOST_ROWS);
-  const more = rows.length - first.length;
-  return el(
-    "table",
-    {},
-    el(
-      "thead",
-      {},
-      el(
-        "tr",
-        {},
-        head.map((x) => el("th", { scope: "col" }, x)),
-      ),
-    ),
-    el(
-      "tbody",
-      {},
-      first.map(([name, ...rest]) =>
-        el(
-          "tr",
-          {},
-          el("th", { scope: "row" }, shown(name)),
-          rest.map((x) => el("td", {}, shown(x))),
-        ),
-      ),
-    ),
-    more ? el("caption", {}, `${more} more rows: save the CSV`) : null,
-  );
+export function table([head, ...rows]) {
+	const first = rows.slice(0, MOST_ROWS);
+	const more = rows.length - first.length;
+	return el(
+		"table",
+		{},
+		el(
+			"thead",
+			{},
+			el(
+				"tr",
+				{},
+				head.map((x) => el("th", { scope: "col" }, x)),
+			),
+		),
+		el(
+			"tbody",
+			{},
+			first.map(([name, ...rest]) =>
+				el(
+					"tr",
+					{},
+					el("th", { scope: "row" }, shown(name)),
+					rest.map((x) => el("td", {}, shown(x))),
+				),
+			),
+		),
+		more ? el("caption", {}, `${more} more rows: save the CSV`) : null,
+	);
 }
 
 /**
@@ -63,12 +63,12 @@ function table([head, ...rows]) {
  * @param {import("./scene.js").Rows} rows
  */
 export function toCsv(rows) {
-  const field = (/** @type {string | number} */ x) => {
-    if (typeof x === "number") return Number.isFinite(x) ? String(Number(x.toPrecision(8))) : "";
-    const number = x.replace("−", "-");
-    if (number !== "" && Number.isFinite(Number(number))) return number;
-    const safe = /^[=+\-@\t\r]/.test(x) ? `'${x}` : x;
-    return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
-  };
-  return rows.map((row) => row.map(field).join(",")).join("\r\n") + "\r\n";
+	const field = (/** @type {string | number} */ x) => {
+		if (typeof x === "number") return Number.isFinite(x) ? String(Number(x.toPrecision(8))) : "";
+		const number = x.replace("−", "-");
+		if (number !== "" && Number.isFinite(Number(number))) return number;
+		const safe = /^[=+\-@\t\r]/.test(x) ? `'${x}` : x;
+		return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+	};
+	return rows.map((row) => row.map(field).join(",")).join("\r\n") + "\r\n";
 }

@@ -15,19 +15,19 @@ import { el } from "./dom.js";
 
 /** @param {TintedCell} cell */
 export function tintedCell({ text, title, quantity, alpha, isPressed, choose }) {
-  const { background, text: color } = textTint(quantity, alpha);
-  return el(
-    "button",
-    {
-      type: "button",
-      title,
-      "aria-label": title,
-      "aria-pressed": String(isPressed),
-      style: { background, color },
-      on: { click: choose },
-    },
-    text,
-  );
+	const { background, text: color } = textTint(quantity, alpha);
+	return el(
+		"button",
+		{
+			type: "button",
+			title,
+			"aria-label": title,
+			"aria-pressed": String(isPressed),
+			style: { background, color },
+			on: { click: choose },
+		},
+		text,
+	);
 }
 
 /**
@@ -35,15 +35,15 @@ export function tintedCell({ text, title, quantity, alpha, isPressed, choose }) 
  * @param {[import("./dom.js").Child, (TintedCell | null)[]][]} rows
  */
 export function tintedTable(columns, rows) {
-  const head = columns.map((title) => el("th", { scope: "col" }, title));
-  const body = rows.map(([label, cells]) => {
-    const row = cells.map((cell) => el("td", {}, cell && tintedCell(cell)));
-    return el("tr", {}, el("th", { scope: "row" }, label), row);
-  });
-  return el(
-    "table",
-    { class: "switches", style: { "min-width": `${60 + columns.length * 46}px` } },
-    el("thead", {}, el("tr", {}, el("th", { class: "corner" }), head)),
-    el("tbody", {}, body),
-  );
+	const head = columns.map((title) => el("th", { scope: "col" }, title));
+	const body = rows.map(([label, cells]) => {
+		const row = cells.map((cell) => el("td", {}, cell && tintedCell(cell)));
+		return el("tr", {}, el("th", { scope: "row" }, label), row);
+	});
+	return el(
+		"table",
+		{ class: "switches", style: { "min-width": `${60 + columns.length * 46}px` } },
+		el("thead", {}, el("tr", {}, el("th", { class: "corner" }), head)),
+		el("tbody", {}, body),
+	);
 }

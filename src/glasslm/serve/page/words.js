@@ -10,9 +10,9 @@ const INVISIBLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Co}\p{Cn}\p{Cs}]/u;
  * @param {number} [digits]
  */
 export function fixed(x, digits = 2) {
-  if (!Number.isFinite(x)) return Number.isNaN(x) ? "–" : x > 0 ? "∞" : `${MINUS}∞`;
-  const text = Math.abs(x).toFixed(digits);
-  return (x < 0 && Number(text) !== 0 ? MINUS : "") + text;
+	if (!Number.isFinite(x)) return Number.isNaN(x) ? "–" : x > 0 ? "∞" : `${MINUS}∞`;
+	const text = Math.abs(x).toFixed(digits);
+	return (x < 0 && Number(text) !== 0 ? MINUS : "") + text;
 }
 
 /**
@@ -21,23 +21,23 @@ export function fixed(x, digits = 2) {
  * @param {number} [digits]
  */
 export function signed(x, digits = 2) {
-  return (x > 0 && Number(x.toFixed(digits)) !== 0 ? "+" : "") + fixed(x, digits);
+	return (x > 0 && Number(x.toFixed(digits)) !== 0 ? "+" : "") + fixed(x, digits);
 }
 
 /** Two or three significant digits. @param {number} x */
 export function significant(x) {
-  const size = Math.abs(x);
-  if (size === 0) return "0";
-  if (size >= 0.1) return fixed(x, size >= 100 ? 0 : 2);
-  return size >= 0.001 ? fixed(x, 4) : x.toExponential(1).replaceAll("-", MINUS);
+	const size = Math.abs(x);
+	if (size === 0) return "0";
+	if (size >= 0.1) return fixed(x, size >= 100 ? 0 : 2);
+	return size >= 0.001 ? fixed(x, 4) : x.toExponential(1).replaceAll("-", MINUS);
 }
 
 /** A probability. @param {number} p */
 export function percent(p) {
-  if (!Number.isFinite(p)) return "–";
-  if (p >= 0.995) return p >= 1 ? "100%" : ">99%";
-  if (p >= 0.1) return `${Math.round(100 * p)}%`;
-  return p >= 0.001 ? `${(100 * p).toFixed(1)}%` : p > 0 ? "<0.1%" : "0%";
+	if (!Number.isFinite(p)) return "–";
+	if (p >= 0.995) return p >= 1 ? "100%" : ">99%";
+	if (p >= 0.1) return `${Math.round(100 * p)}%`;
+	return p >= 0.001 ? `${(100 * p).toFixed(1)}%` : p > 0 ? "<0.1%" : "0%";
 }
 
 /** A count with its thousands. @param {number} n */
@@ -59,13 +59,13 @@ export const score = (x) => fixed(x, 2).replace(/^0/, "");
  * @param {string} character
  */
 export function visible(character) {
-  if (character === " ") return "·";
-  if (character === "\n") return "↵";
-  if (character === "\t") return "⇥";
-  if (INVISIBLE.test(character)) {
-    return `⟨${(character.codePointAt(0) ?? 0).toString(16).padStart(2, "0")}⟩`;
-  }
-  return character;
+	if (character === " ") return "·";
+	if (character === "\n") return "↵";
+	if (character === "\t") return "⇥";
+	if (INVISIBLE.test(character)) {
+		return `⟨${(character.codePointAt(0) ?? 0).toString(16).padStart(2, "0")}⟩`;
+	}
+	return character;
 }
 
 /**
@@ -74,9 +74,9 @@ export function visible(character) {
  * @param {number} [most] characters
  */
 export function glyphs(text, most = Infinity) {
-  const characters = [...text];
-  const shown = characters.slice(0, most).map(visible).join("");
-  return characters.length > most ? `${shown}…` : shown;
+	const characters = [...text];
+	const shown = characters.slice(0, most).map(visible).join("");
+	return characters.length > most ? `${shown}…` : shown;
 }
 
 /** A token in quotes. @param {string} text */

@@ -22,193 +22,193 @@ const weights = (scene) => scene.answer(rowAsk(scene))?.arrays.weights;
 
 /** @type {import("../scene.js").View} */
 export const attention = {
-  id: "attention",
-  title: "Attention",
-  purpose: "Where each head looks from the caret.",
-  sentenceAsks: (scene) => [rowAsk(scene), SCORES],
-  asks: (scene) => {
-    const asks = [rowAsk(scene), SCORES];
-    if (scene.state.look === "patterns") asks.push("thumbnails");
-    if (scene.state.look === "head") asks.push(headAsk(scene));
-    return asks;
-  },
+	id: "attention",
+	title: "Attention",
+	purpose: "Where each head looks from the caret.",
+	sentenceAsks: (scene) => [rowAsk(scene), SCORES],
+	asks: (scene) => {
+		const asks = [rowAsk(scene), SCORES];
+		if (scene.state.look === "patterns") asks.push("thumbnails");
+		if (scene.state.look === "head") asks.push(headAsk(scene));
+		return asks;
+	},
 
-  sentence(scene) {
-    if (scene.t === 0) return ["At the first token there is only itself to look at."];
-    const best = hardestLook(scene);
-    const all = scene.layers * scene.heads;
-    return [
-      "From here head ",
-      strong(headName(best.layer, best.head)),
-      " looks back hardest, ",
-      number(percent(best.weight), `attention.${best.layer}.${best.head}.${best.t}`),
-      " at ",
-      strong(quoted(scene.text.tokens[best.t].text)),
-      ` ${count(scene.t - best.t)} back. ${count(countPrevious(scene))} of ${count(all)} heads `,
-      "read the previous token.",
-    ];
-  },
+	sentence(scene) {
+		if (scene.t === 0) return ["At the first token there is only itself to look at."];
+		const best = hardestLook(scene);
+		const all = scene.layers * scene.heads;
+		return [
+			"From here head ",
+			strong(headName(best.layer, best.head)),
+			" looks back hardest, ",
+			number(percent(best.weight), `attention.${best.layer}.${best.head}.${best.t}`),
+			" at ",
+			strong(quoted(scene.text.tokens[best.t].text)),
+			` ${count(scene.t - best.t)} back. ${count(countPrevious(scene))} of ${count(all)} heads `,
+			"read the previous token.",
+		];
+	},
 
-  draw(scene) {
-    const look = scene.state.look;
-    const figure = { layers: byLayer, head: oneHead, patterns: allPatterns }[look] ?? fromHere;
-    const choices = /** @type {[string, string][]} */ ([
-      ["heads", "from here"],
-      ["layers", "by layer"],
-      ["head", "one head"],
-      ["patterns", "all patterns"],
-    ]);
-    const caption = el(
-      "figcaption",
-      {},
-      legend("look", { low: "0", high: "1", what: "weight", power: POWER }),
-      look === "patterns" ? "row: who looks; column: at what" : "each row sums to 1",
-      segments("Show", choices, look, (value) => store.set({ look: value })),
-    );
-    return [figure(scene), caption, asTable(() => attention.rows(scene))];
-  },
+	draw(scene) {
+		const look = scene.state.look;
+		const figure = { layers: byLayer, head: oneHead, patterns: allPatterns }[look] ?? fromHere;
+		const choices = /** @type {[string, string][]} */ ([
+			["heads", "from here"],
+			["layers", "by layer"],
+			["head", "one head"],
+			["patterns", "all patterns"],
+		]);
+		const caption = el(
+			"figcaption",
+			{},
+			legend("look", { low: "0", high: "1", what: "weight", power: POWER }),
+			look === "patterns" ? "row: who looks; column: at what" : "each row sums to 1",
+			segments("Show", choices, look, (value) => store.set({ look: value })),
+		);
+		return [figure(scene), caption, asTable(() => attention.rows(scene))];
+	},
 
-  rows(scene) {
-    const w = weights(scene);
-    const read = scene.text.tokens.slice(0, scene.t + 1);
-    /** @type {import("../scene.js").Rows} */
-    const rows = [["head", "does", ...read.map(({ text }, t) => `${t} ${glyphs(text)}`)]];
-    for (let l = 0; l < scene.layers; l++) {
-      for (let h = 0; h < scene.heads; h++) {
-        const does = headDoes(scene, l, h)?.long ?? "";
-        rows.push([`head ${headName(l, h)}`, does, ...read.map((_, t) => w?.at(l, h, t) ?? "")]);
-      }
-    }
-    return rows;
-  },
+	rows(scene) {
+		const w = weights(scene);
+		const read = scene.text.tokens.slice(0, scene.t + 1);
+		/** @type {import("../scene.js").Rows} */
+		const rows = [["head", "does", ...read.map(({ text }, t) => `${t} ${glyphs(text)}`)]];
+		for (let l = 0; l < scene.layers; l++) {
+			for (let h = 0; h < scene.heads; h++) {
+				const does = headDoes(scene, l, h)?.long ?? "";
+				rows.push([`head ${headName(l, h)}`, does, ...read.map((_, t) => w?.at(l, h, t) ?? "")]);
+			}
+		}
+		return rows;
+	},
 
-  origin(scene, key) {
-    if (key[0] === "score") return scoreOrigin(scene, key);
-    const [layer, head, t] = key.map(Number);
-    const w = weights(scene);
-    if (!w || !(layer < scene.layers && head < scene.heads && t <= scene.t)) return null;
-    return {
-      value: fixed(w.at(layer, head, t), 4),
-      words: [
-        `how much head ${headName(layer, head)} at position ${scene.t} takes from `,
-        `${quoted(scene.text.tokens[t].text)} at ${t}`,
-      ],
-      name: `blocks.${layer}.attention.weights`,
-      index: `[${head}, ${scene.t}, ${t}]`,
-      shape: `(${scene.heads}, ${scene.length}, ${scene.length})`,
-    };
-  },
+	origin(scene, key) {
+		if (key[0] === "score") return scoreOrigin(scene, key);
+		const [layer, head, t] = key.map(Number);
+		const w = weights(scene);
+		if (!w || !(layer < scene.layers && head < scene.heads && t <= scene.t)) return null;
+		return {
+			value: fixed(w.at(layer, head, t), 4),
+			words: [
+				`how much head ${headName(layer, head)} at position ${scene.t} takes from `,
+				`${quoted(scene.text.tokens[t].text)} at ${t}`,
+			],
+			name: `blocks.${layer}.attention.weights`,
+			index: `[${head}, ${scene.t}, ${t}]`,
+			shape: `(${scene.heads}, ${scene.length}, ${scene.length})`,
+		};
+	},
 };
 
 /** @param {Scene} scene @param {string[]} key */
 function scoreOrigin(scene, [, name, layer, head]) {
-  const kind = KINDS.find((other) => other.kind === name);
-  const value = kind ? headScore(scene, kind, Number(layer), Number(head)) : null;
-  if (!kind || value === null) return null;
-  const tokens = scene.answer(SCORES)?.header.repeated_tokens;
-  const text = kind.on === "text" ? "this text" : `${tokens} random tokens, the half repeated`;
-  return {
-    value: fixed(value, 4),
-    words: [`${kind.long} score of head ${layer}.${head}: its mean weight there, on ${text}`],
-    name: `blocks.${layer}.attention.weights`,
-    python: () => "",
-  };
+	const kind = KINDS.find((other) => other.kind === name);
+	const value = kind ? headScore(scene, kind, Number(layer), Number(head)) : null;
+	if (!kind || value === null) return null;
+	const tokens = scene.answer(SCORES)?.header.repeated_tokens;
+	const text = kind.on === "text" ? "this text" : `${tokens} random tokens, the half repeated`;
+	return {
+		value: fixed(value, 4),
+		words: [`${kind.long} score of head ${layer}.${head}: its mean weight there, on ${text}`],
+		name: `blocks.${layer}.attention.weights`,
+		python: () => "",
+	};
 }
 
 /** @param {Scene} scene */
 function hardestLook(scene) {
-  const w = weights(scene);
-  let best = { layer: 0, head: 0, t: 0, weight: -1 };
-  if (!w) return best;
-  for (let layer = 0; layer < scene.layers; layer++) {
-    for (let head = 0; head < scene.heads; head++) {
-      for (let t = 0; t < scene.t; t++) {
-        const weight = w.at(layer, head, t);
-        if (weight > best.weight) best = { layer, head, t, weight };
-      }
-    }
-  }
-  return best;
+	const w = weights(scene);
+	let best = { layer: 0, head: 0, t: 0, weight: -1 };
+	if (!w) return best;
+	for (let layer = 0; layer < scene.layers; layer++) {
+		for (let head = 0; head < scene.heads; head++) {
+			for (let t = 0; t < scene.t; t++) {
+				const weight = w.at(layer, head, t);
+				if (weight > best.weight) best = { layer, head, t, weight };
+			}
+		}
+	}
+	return best;
 }
 
 /** @param {Scene} scene */
 function countPrevious(scene) {
-  let n = 0;
-  for (let l = 0; l < scene.layers; l++) {
-    for (let h = 0; h < scene.heads; h++) {
-      if (headDoes(scene, l, h)?.kind === "previous_token") n++;
-    }
-  }
-  return n;
+	let n = 0;
+	for (let l = 0; l < scene.layers; l++) {
+		for (let h = 0; h < scene.heads; h++) {
+			if (headDoes(scene, l, h)?.kind === "previous_token") n++;
+		}
+	}
+	return n;
 }
 
 /** One row a head. @param {Scene} scene */
 function fromHere(scene) {
-  const w = weights(scene);
-  const heads = Array.from({ length: scene.layers * scene.heads }, (_, i) => ({
-    layer: Math.floor(i / scene.heads),
-    head: i % scene.heads,
-  }));
-  const rows = heads.map(({ layer, head }) => {
-    const does = headDoes(scene, layer, head);
-    const name = does && scene.columns.isWide ? `${does.short} ${score(does.score)}  ` : "";
-    return {
-      label: [name, strong(headName(layer, head))],
-      title: does ? `${does.long}, score ${fixed(does.score)}` : "no score is above its threshold",
-      isPressed: layer === scene.state.layer && head === scene.state.head,
-      choose: () => store.set({ layer, head }),
-    };
-  });
-  return alignedMatrix(scene, {
-    id: "attention",
-    label: `Where each head looks from position ${scene.t}`,
-    rows,
-    rowHeight: 15,
-    gap: (i) => (i && i % scene.heads === 0 ? 5 : 0),
-    paint: (context, i, t, cell) =>
-      paintWeight(context, scene, t, cell, w?.at(heads[i].layer, heads[i].head, t) ?? 0),
-    describe: (i, t) => describeWeight(scene, heads[i], t),
-    preview: (i) => heads[i],
-    choose: (i, t) => {
-      if (t > scene.t) return;
-      store.set({ ...heads[i], n: `attention.${heads[i].layer}.${heads[i].head}.${t}` });
-    },
-  });
+	const w = weights(scene);
+	const heads = Array.from({ length: scene.layers * scene.heads }, (_, i) => ({
+		layer: Math.floor(i / scene.heads),
+		head: i % scene.heads,
+	}));
+	const rows = heads.map(({ layer, head }) => {
+		const does = headDoes(scene, layer, head);
+		const name = does && scene.columns.isWide ? `${does.short} ${score(does.score)}  ` : "";
+		return {
+			label: [name, strong(headName(layer, head))],
+			title: does ? `${does.long}, score ${fixed(does.score)}` : "no score is above its threshold",
+			isPressed: layer === scene.state.layer && head === scene.state.head,
+			choose: () => store.set({ layer, head }),
+		};
+	});
+	return alignedMatrix(scene, {
+		id: "attention",
+		label: `Where each head looks from position ${scene.t}`,
+		rows,
+		rowHeight: 15,
+		gap: (i) => (i && i % scene.heads === 0 ? 5 : 0),
+		paint: (context, i, t, cell) =>
+			paintWeight(context, scene, t, cell, w?.at(heads[i].layer, heads[i].head, t) ?? 0),
+		describe: (i, t) => describeWeight(scene, heads[i], t),
+		preview: (i) => heads[i],
+		choose: (i, t) => {
+			if (t > scene.t) return;
+			store.set({ ...heads[i], n: `attention.${heads[i].layer}.${heads[i].head}.${t}` });
+		},
+	});
 }
 
 /** The mean over the heads of each layer. @param {Scene} scene */
 function byLayer(scene) {
-  const w = weights(scene);
-  const mean = (/** @type {number} */ l, /** @type {number} */ t) => {
-    let sum = 0;
-    for (let h = 0; h < scene.heads; h++) sum += w?.at(l, h, t) ?? 0;
-    return sum / scene.heads;
-  };
-  const all = (/** @type {number} */ t) => {
-    let sum = 0;
-    for (let l = 0; l < scene.layers; l++) sum += mean(l, t);
-    return sum / scene.layers;
-  };
-  const isWide = scene.columns.isWide;
-  const rows = Array.from({ length: scene.layers }, (_, l) => ({
-    label: [isWide ? `mean of layer ${l}` : `l ${l}`],
-  }));
-  const value = (/** @type {number} */ i, /** @type {number} */ t) =>
-    i < scene.layers ? mean(i, t) : all(t);
-  return alignedMatrix(scene, {
-    id: "attention-layers",
-    label: `Where the heads of each layer look from position ${scene.t}, on average`,
-    rows: [...rows, { label: [isWide ? "mean of all" : "all"] }],
-    rowHeight: 24,
-    gap: (i) => (i === scene.layers ? 6 : 0),
-    paint: (context, i, t, cell) => paintWeight(context, scene, t, cell, value(i, t)),
-    describe: (i, t) => {
-      if (t > scene.t) return ["not yet read: hidden from here"];
-      const on = `on ${quoted(scene.text.tokens[t].text)}, ${scene.t - t} back`;
-      return [`${fixed(value(i, t), 3)} ${on}`, "mean over the heads"];
-    },
-    choose: (_, t) => store.set({ t }),
-  });
+	const w = weights(scene);
+	const mean = (/** @type {number} */ l, /** @type {number} */ t) => {
+		let sum = 0;
+		for (let h = 0; h < scene.heads; h++) sum += w?.at(l, h, t) ?? 0;
+		return sum / scene.heads;
+	};
+	const all = (/** @type {number} */ t) => {
+		let sum = 0;
+		for (let l = 0; l < scene.layers; l++) sum += mean(l, t);
+		return sum / scene.layers;
+	};
+	const isWide = scene.columns.isWide;
+	const rows = Array.from({ length: scene.layers }, (_, l) => ({
+		label: [isWide ? `mean of layer ${l}` : `l ${l}`],
+	}));
+	const value = (/** @type {number} */ i, /** @type {number} */ t) =>
+		i < scene.layers ? mean(i, t) : all(t);
+	return alignedMatrix(scene, {
+		id: "attention-layers",
+		label: `Where the heads of each layer look from position ${scene.t}, on average`,
+		rows: [...rows, { label: [isWide ? "mean of all" : "all"] }],
+		rowHeight: 24,
+		gap: (i) => (i === scene.layers ? 6 : 0),
+		paint: (context, i, t, cell) => paintWeight(context, scene, t, cell, value(i, t)),
+		describe: (i, t) => {
+			if (t > scene.t) return ["not yet read: hidden from here"];
+			const on = `on ${quoted(scene.text.tokens[t].text)}, ${scene.t - t} back`;
+			return [`${fixed(value(i, t), 3)} ${on}`, "mean over the heads"];
+		},
+		choose: (_, t) => store.set({ t }),
+	});
 }
 
 /**
@@ -219,11 +219,11 @@ function byLayer(scene) {
  * @param {number} weight
  */
 function paintWeight(context, scene, t, { x, y, width, height }, weight) {
-  context.fillStyle = t > scene.t ? palette.sink : palette.card;
-  context.fillRect(x, y, t > scene.t ? width : width - 1, height - 1);
-  if (t > scene.t || weight < 0.004) return;
-  context.fillStyle = tint("look", weight ** POWER);
-  context.fillRect(x, y, width - 1, height - 1);
+	context.fillStyle = t > scene.t ? palette.sink : palette.card;
+	context.fillRect(x, y, t > scene.t ? width : width - 1, height - 1);
+	if (t > scene.t || weight < 0.004) return;
+	context.fillStyle = tint("look", weight ** POWER);
+	context.fillRect(x, y, width - 1, height - 1);
 }
 
 /**
@@ -233,11 +233,11 @@ function paintWeight(context, scene, t, { x, y, width, height }, weight) {
  * @returns {[string, string?]}
  */
 function describeWeight(scene, { layer, head }, t) {
-  const name = `head ${headName(layer, head)}`;
-  if (t > scene.t) return ["not yet read: hidden from here", name];
-  const text = quoted(scene.text.tokens[t].text);
-  const weight = fixed(weights(scene)?.at(layer, head, t) ?? NaN, 3);
-  return [`${weight} on ${text}, ${scene.t - t} back`, `${name} · click: where it comes from`];
+	const name = `head ${headName(layer, head)}`;
+	if (t > scene.t) return ["not yet read: hidden from here", name];
+	const text = quoted(scene.text.tokens[t].text);
+	const weight = fixed(weights(scene)?.at(layer, head, t) ?? NaN, 3);
+	return [`${weight} on ${text}, ${scene.t - t} back`, `${name} · click: where it comes from`];
 }
 
 /** @param {Scene} scene */
@@ -245,43 +245,43 @@ const headAsk = (scene) => `head?layer=${scene.state.layer}&head=${scene.state.h
 
 /** The selected head at full size, with its tokens. @param {Scene} scene */
 function oneHead(scene) {
-  const weight = scene.answer(headAsk(scene))?.arrays.weights;
-  const { gutter, room, isWide } = scene.columns;
-  const side = Math.min(isWide ? 560 : 400, room - (isWide ? gutter : 22));
-  const { layer, head } = scene.state;
-  return el(
-    "div",
-    { class: isWide ? "indented" : "" },
-    headPattern(scene, { weight, layer, head, side, withTokens: true, id: "one-head" }),
-  );
+	const weight = scene.answer(headAsk(scene))?.arrays.weights;
+	const { gutter, room, isWide } = scene.columns;
+	const side = Math.min(isWide ? 560 : 400, room - (isWide ? gutter : 22));
+	const { layer, head } = scene.state;
+	return el(
+		"div",
+		{ class: isWide ? "indented" : "" },
+		headPattern(scene, { weight, layer, head, side, withTokens: true, id: "one-head" }),
+	);
 }
 
 /** Thumbnails of all heads; each chooses its head. @param {Scene} scene */
 function allPatterns(scene) {
-  const { weights: all, scale } = scene.answer("thumbnails")?.arrays ?? {};
-  if (!all) return null;
-  const size = all.shape[2];
-  const { room, gutter, isWide } = scene.columns;
-  const across = Math.min(scene.heads, isWide ? 8 : 4);
-  const free = room - (isWide ? gutter : 0) - 16 * across;
-  const side = Math.max(44, Math.min(170, Math.floor(free / across)));
-  const buttons = Array.from({ length: scene.layers * scene.heads }, (_, i) => {
-    const [layer, head] = [Math.floor(i / scene.heads), i % scene.heads];
-    const values = (/** @type {number} */ row, /** @type {number} */ column) =>
-      (all.at(layer, head, row, column) / 255) * scale.at(layer, head);
-    const does = headDoes(scene, layer, head);
-    return el(
-      "button",
-      {
-        type: "button",
-        "aria-pressed": String(layer === scene.state.layer && head === scene.state.head),
-        "aria-label": `Head ${headName(layer, head)}${does ? `, ${does.long}` : ""}`,
-        on: { click: () => store.set({ layer, head }) },
-      },
-      drawPattern(values, size, side),
-      `${headName(layer, head)}${does && isWide ? ` ${does.short} ${score(does.score)}` : ""}`,
-    );
-  });
-  const style = { "grid-template-columns": `repeat(${across}, max-content)` };
-  return el("div", { class: "patterns", style }, buttons);
+	const { weights: all, scale } = scene.answer("thumbnails")?.arrays ?? {};
+	if (!all) return null;
+	const size = all.shape[2];
+	const { room, gutter, isWide } = scene.columns;
+	const across = Math.min(scene.heads, isWide ? 8 : 4);
+	const free = room - (isWide ? gutter : 0) - 16 * across;
+	const side = Math.max(44, Math.min(170, Math.floor(free / across)));
+	const buttons = Array.from({ length: scene.layers * scene.heads }, (_, i) => {
+		const [layer, head] = [Math.floor(i / scene.heads), i % scene.heads];
+		const values = (/** @type {number} */ row, /** @type {number} */ column) =>
+			(all.at(layer, head, row, column) / 255) * scale.at(layer, head);
+		const does = headDoes(scene, layer, head);
+		return el(
+			"button",
+			{
+				type: "button",
+				"aria-pressed": String(layer === scene.state.layer && head === scene.state.head),
+				"aria-label": `Head ${headName(layer, head)}${does ? `, ${does.long}` : ""}`,
+				on: { click: () => store.set({ layer, head }) },
+			},
+			drawPattern(values, size, side),
+			`${headName(layer, head)}${does && isWide ? ` ${does.short} ${score(does.score)}` : ""}`,
+		);
+	});
+	const style = { "grid-template-columns": `repeat(${across}, max-content)` };
+	return el("div", { class: "patterns", style }, buttons);
 }

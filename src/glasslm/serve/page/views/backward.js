@@ -29,206 +29,206 @@ const stepAsk = (scene) => `step?t=${scene.t}&lr=${scene.state.lr}`;
 
 /** @type {import("../scene.js").View} */
 export const backward = {
-  id: "backward",
-  title: "Backward",
-  purpose: "How the loss on one token pulls at every weight.",
-  sentenceAsks: (scene) => (isWorthIt(scene, "backward", STEP_PASSES) ? [stepAsk(scene)] : []),
-  asks: (scene) => [backwardAsk(scene), stepAsk(scene)],
+	id: "backward",
+	title: "Backward",
+	purpose: "How the loss on one token pulls at every weight.",
+	sentenceAsks: (scene) => (isWorthIt(scene, "backward", STEP_PASSES) ? [stepAsk(scene)] : []),
+	asks: (scene) => [backwardAsk(scene), stepAsk(scene)],
 
-  sentence(scene) {
-    const { nats_before: before, nats_after: after } = scene.answer(stepAsk(scene))?.arrays ?? {};
-    if (!before || scene.target === null) return [backward.purpose];
-    const next = scene.t + 1;
-    let better = 0;
-    for (let t = 1; t < scene.length; t++) {
-      if (t !== next && after.at(t) < before.at(t) - GAINS) better++;
-    }
-    return [
-      "One SGD step of ",
-      strong(String(scene.state.lr)),
-      " on ",
-      strong(quoted(scene.token(scene.target))),
-      " would take its loss from ",
-      number(fixed(before.at(next)), "backward.before"),
-      " to ",
-      number(fixed(after.at(next)), "backward.after"),
-      ` nats; ${count(better)} of the ${count(scene.length - 2)} other ${scene.unit}s gain.`,
-    ];
-  },
+	sentence(scene) {
+		const { nats_before: before, nats_after: after } = scene.answer(stepAsk(scene))?.arrays ?? {};
+		if (!before || scene.target === null) return [backward.purpose];
+		const next = scene.t + 1;
+		let better = 0;
+		for (let t = 1; t < scene.length; t++) {
+			if (t !== next && after.at(t) < before.at(t) - GAINS) better++;
+		}
+		return [
+			"One SGD step of ",
+			strong(String(scene.state.lr)),
+			" on ",
+			strong(quoted(scene.token(scene.target))),
+			" would take its loss from ",
+			number(fixed(before.at(next)), "backward.before"),
+			" to ",
+			number(fixed(after.at(next)), "backward.after"),
+			` nats; ${count(better)} of the ${count(scene.length - 2)} other ${scene.unit}s gain.`,
+		];
+	},
 
-  draw(scene) {
-    const rates = RATES.map((rate) => /** @type {[string, string]} */ ([rate, rate]));
-    const choose = (/** @type {string} */ rate) => store.set({ lr: Number(rate) });
-    const { nats_before: before, nats_after: after } = scene.answer(stepAsk(scene))?.arrays ?? {};
-    return [
-      ...norms(scene),
-      el("div", { class: "wide" }, matrices(scene)),
-      el(
-        "p",
-        { class: "cap" },
-        "norm of the gradient of each weight matrix; choose one for the lines that computed it",
-      ),
-      el(
-        "div",
-        { class: "dials" },
-        "one step of ",
-        segments("Learning rate", rates, String(scene.state.lr), choose),
-        "really taken, on a copy of the weights",
-      ),
-      changeLane(scene, {
-        id: "backward-step",
-        label: `Change of every ${scene.unit}’s loss after the step`,
-        short: "after the step",
-        change: (t) => after.at(t) - before.at(t),
-        describe: (t) => [
-          `${quoted(scene.text.tokens[t].text)}: ${fixed(before.at(t))} → ${fixed(after.at(t))} nats`,
-          `after a step on ${quoted(scene.token(scene.target ?? -1))} alone`,
-        ],
-      }),
-      asTable(() => backward.rows(scene)),
-    ];
-  },
+	draw(scene) {
+		const rates = RATES.map((rate) => /** @type {[string, string]} */ ([rate, rate]));
+		const choose = (/** @type {string} */ rate) => store.set({ lr: Number(rate) });
+		const { nats_before: before, nats_after: after } = scene.answer(stepAsk(scene))?.arrays ?? {};
+		return [
+			...norms(scene),
+			el("div", { class: "wide" }, matrices(scene)),
+			el(
+				"p",
+				{ class: "cap" },
+				"norm of the gradient of each weight matrix; choose one for the lines that computed it",
+			),
+			el(
+				"div",
+				{ class: "dials" },
+				"one step of ",
+				segments("Learning rate", rates, String(scene.state.lr), choose),
+				"really taken, on a copy of the weights",
+			),
+			changeLane(scene, {
+				id: "backward-step",
+				label: `Change of every ${scene.unit}’s loss after the step`,
+				short: "after the step",
+				change: (t) => after.at(t) - before.at(t),
+				describe: (t) => [
+					`${quoted(scene.text.tokens[t].text)}: ${fixed(before.at(t))} → ${fixed(after.at(t))} nats`,
+					`after a step on ${quoted(scene.token(scene.target ?? -1))} alone`,
+				],
+			}),
+			asTable(() => backward.rows(scene)),
+		];
+	},
 
-  rows(scene) {
-    const { places, stream, names, weights } = gradients(scene);
-    const { nats_before: before, nats_after: after } = scene.answer(stepAsk(scene))?.arrays ?? {};
-    const tokens = scene.text.tokens;
-    return [
-      ["gradient at", ...tokens.map(({ text }, t) => `${t} ${glyphs(text)}`)],
-      ...places.map((place, i) => [place, ...tokens.map((_, t) => stream.at(i, t))]),
-      ["loss before, nats", ...tokens.map((_, t) => (t ? before.at(t) : ""))],
-      ["loss after, nats", ...tokens.map((_, t) => (t ? after.at(t) : ""))],
-      ...names.map((name, i) => [name, weights.at(i), ...tokens.slice(1).map(() => "")]),
-    ];
-  },
+	rows(scene) {
+		const { places, stream, names, weights } = gradients(scene);
+		const { nats_before: before, nats_after: after } = scene.answer(stepAsk(scene))?.arrays ?? {};
+		const tokens = scene.text.tokens;
+		return [
+			["gradient at", ...tokens.map(({ text }, t) => `${t} ${glyphs(text)}`)],
+			...places.map((place, i) => [place, ...tokens.map((_, t) => stream.at(i, t))]),
+			["loss before, nats", ...tokens.map((_, t) => (t ? before.at(t) : ""))],
+			["loss after, nats", ...tokens.map((_, t) => (t ? after.at(t) : ""))],
+			...names.map((name, i) => [name, weights.at(i), ...tokens.slice(1).map(() => "")]),
+		];
+	},
 
-  origin(scene, [kind, ...key]) {
-    const { places, stream, names, weights } = gradients(scene);
-    const goal = quoted(scene.token(scene.target ?? -1));
-    if (kind === "before" || kind === "after") {
-      const nats = scene.answer(stepAsk(scene))?.arrays[`nats_${kind}`];
-      const step = `${kind} the step w − ${scene.state.lr} × gradient, taken on a copy`;
-      if (!nats) return null;
-      return {
-        value: `${fixed(nats.at(scene.t + 1), 4)} nats`,
-        words: [`the loss on ${goal} ${step}`],
-        name: "nats",
-        ...(kind === "before" ? { index: `[${scene.t}]` } : { python: () => "" }),
-      };
-    }
-    if (kind === "matrix") {
-      const i = Number(key[0]);
-      if (!(i < names.length)) return null;
-      return {
-        value: fixed(weights.at(i), 4),
-        words: [`norm of the gradient of ${names[i]}, of the loss on ${goal} alone`],
-        name: `gradient/${names[i]}`,
-        python: (code) => withNorm(code, ""),
-      };
-    }
-    const [i, t] = key.map(Number);
-    if (kind !== "stream" || !(i < places.length && t <= scene.t)) return null;
-    return {
-      value: significant(stream.at(i, t)),
-      words: [`norm of the gradient ${streamWords(i)}, position ${t}, of the loss on ${goal}`],
-      name: `gradient/${places[i]}`,
-      python: (code) => withNorm(code, `[${t}]`),
-      shape: `(${scene.length}, ${scene.run.config.width})`,
-    };
-  },
+	origin(scene, [kind, ...key]) {
+		const { places, stream, names, weights } = gradients(scene);
+		const goal = quoted(scene.token(scene.target ?? -1));
+		if (kind === "before" || kind === "after") {
+			const nats = scene.answer(stepAsk(scene))?.arrays[`nats_${kind}`];
+			const step = `${kind} the step w − ${scene.state.lr} × gradient, taken on a copy`;
+			if (!nats) return null;
+			return {
+				value: `${fixed(nats.at(scene.t + 1), 4)} nats`,
+				words: [`the loss on ${goal} ${step}`],
+				name: "nats",
+				...(kind === "before" ? { index: `[${scene.t}]` } : { python: () => "" }),
+			};
+		}
+		if (kind === "matrix") {
+			const i = Number(key[0]);
+			if (!(i < names.length)) return null;
+			return {
+				value: fixed(weights.at(i), 4),
+				words: [`norm of the gradient of ${names[i]}, of the loss on ${goal} alone`],
+				name: `gradient/${names[i]}`,
+				python: (code) => withNorm(code, ""),
+			};
+		}
+		const [i, t] = key.map(Number);
+		if (kind !== "stream" || !(i < places.length && t <= scene.t)) return null;
+		return {
+			value: significant(stream.at(i, t)),
+			words: [`norm of the gradient ${streamWords(i)}, position ${t}, of the loss on ${goal}`],
+			name: `gradient/${places[i]}`,
+			python: (code) => withNorm(code, `[${t}]`),
+			shape: `(${scene.length}, ${scene.run.config.width})`,
+		};
+	},
 };
 
 /** The last line of Python in a norm. @param {string} code @param {string} index */
 function withNorm(code, index) {
-  const lines = code.split("\n");
-  const last = lines.pop();
-  return [...lines, `np.linalg.norm(${last}${index})`].join("\n");
+	const lines = code.split("\n");
+	const last = lines.pop();
+	return [...lines, `np.linalg.norm(${last}${index})`].join("\n");
 }
 
 /** @param {Scene} scene */
 function gradients(scene) {
-  const answer = scene.answer(backwardAsk(scene));
-  const { stream, weights } = answer?.arrays ?? {};
-  return {
-    stream,
-    weights,
-    places: /** @type {string[]} */ (answer?.header.places ?? []),
-    names: /** @type {string[]} */ (answer?.header.names ?? []),
-  };
+	const answer = scene.answer(backwardAsk(scene));
+	const { stream, weights } = answer?.arrays ?? {};
+	return {
+		stream,
+		weights,
+		places: /** @type {string[]} */ (answer?.header.places ?? []),
+		names: /** @type {string[]} */ (answer?.header.names ?? []),
+	};
 }
 
 /** The norm that reaches each place and position, on a log scale. @param {Scene} scene */
 function norms(scene) {
-  const { places, stream } = gradients(scene);
-  let most = 0;
-  for (let i = 0; i < places.length; i++) {
-    for (let t = 0; t <= scene.t; t++) most = Math.max(most, stream.at(i, t));
-  }
-  const least = most / SPAN;
-  const alpha = (/** @type {number} */ norm) =>
-    norm > 0 ? Math.max(FAINTEST, Math.log(norm / least) / Math.log(SPAN)) : 0;
-  const figure = streamFigure(scene, {
-    id: "backward.stream",
-    label: "Norm of the gradient that reaches each layer and position",
-    colour: (place, t) => tint("slope", alpha(stream.at(place, t))),
-    describe: (place, t) => [
-      significant(stream.at(place, t)),
-      `norm of the gradient ${streamWords(place)}, at ${t}`,
-    ],
-    later: "0: what comes later gets no gradient",
-  });
-  const [low, high] = [significant(least), significant(most)];
-  const caption = el(
-    "figcaption",
-    {},
-    legend("slope", { low, high, what: "norm, log scale" }),
-    "read it upwards: the loss is below, the gradient climbs",
-  );
-  return [figure, caption];
+	const { places, stream } = gradients(scene);
+	let most = 0;
+	for (let i = 0; i < places.length; i++) {
+		for (let t = 0; t <= scene.t; t++) most = Math.max(most, stream.at(i, t));
+	}
+	const least = most / SPAN;
+	const alpha = (/** @type {number} */ norm) =>
+		norm > 0 ? Math.max(FAINTEST, Math.log(norm / least) / Math.log(SPAN)) : 0;
+	const figure = streamFigure(scene, {
+		id: "backward.stream",
+		label: "Norm of the gradient that reaches each layer and position",
+		colour: (place, t) => tint("slope", alpha(stream.at(place, t))),
+		describe: (place, t) => [
+			significant(stream.at(place, t)),
+			`norm of the gradient ${streamWords(place)}, at ${t}`,
+		],
+		later: "0: what comes later gets no gradient",
+	});
+	const [low, high] = [significant(least), significant(most)];
+	const caption = el(
+		"figcaption",
+		{},
+		legend("slope", { low, high, what: "norm, log scale" }),
+		"read it upwards: the loss is below, the gradient climbs",
+	);
+	return [figure, caption];
 }
 
 /** The norms of all weights: layers down, matrices across; the others below. @param {Scene} scene */
 function matrices(scene) {
-  const { names, weights } = gradients(scene);
-  const most = Math.max(...Array.from(weights.data));
-  /** @type {Map<string, Map<string, number>>} by the last words of the name, then by layer */
-  const table = new Map();
-  /** @type {number[]} */
-  const others = [];
-  names.forEach((name, i) => {
-    const found = /^blocks\.(\d+)\.(?:attention|feedforward)\.(.+)$/.exec(name);
-    const isMatrix = found && /^[a-z]+\.(weight|lora_[ab])$/.test(found[2]);
-    if (!found || !isMatrix) {
-      if (!name.startsWith("blocks.")) others.push(i);
-      return;
-    }
-    const column = found[2].replace(".weight", "");
-    const rows = table.get(column) ?? new Map();
-    table.set(column, rows.set(found[1], i));
-  });
-  const columns = [...table.keys()].slice(0, MOST_COLUMNS);
-  const cell = (/** @type {number} */ i) => {
-    const key = `backward.matrix.${i}`;
-    return {
-      text: significant(weights.at(i)),
-      title: `gradient of ${names[i]}: ${significant(weights.at(i))}`,
-      quantity: /** @type {const} */ ("slope"),
-      alpha: most > 0 ? (weights.at(i) / most) ** POWER : 0,
-      isPressed: scene.state.n === key,
-      choose: () => store.set({ n: key }),
-    };
-  };
-  const rows = Array.from({ length: scene.layers }, (_, layer) => {
-    const indices = columns.map((column) => table.get(column)?.get(String(layer)));
-    const cells = indices.map((i) => (i === undefined ? null : cell(i)));
-    const label = scene.columns.isWide ? `layer ${layer}` : layer;
-    return /** @type {[string | number, ReturnType<typeof cell>[]]} */ ([label, cells]);
-  });
-  const single = others.map((i) =>
-    el("span", {}, `${names[i].replace(".weight", "")} `, tintedCell(cell(i))),
-  );
-  return [
-    columns.length ? tintedTable(columns, rows) : null,
-    el("p", { class: "chips indented" }, single),
-  ];
+	const { names, weights } = gradients(scene);
+	const most = Math.max(...Array.from(weights.data));
+	/** @type {Map<string, Map<string, number>>} by the last words of the name, then by layer */
+	const table = new Map();
+	/** @type {number[]} */
+	const others = [];
+	names.forEach((name, i) => {
+		const found = /^blocks\.(\d+)\.(?:attention|feedforward)\.(.+)$/.exec(name);
+		const isMatrix = found && /^[a-z]+\.(weight|lora_[ab])$/.test(found[2]);
+		if (!found || !isMatrix) {
+			if (!name.startsWith("blocks.")) others.push(i);
+			return;
+		}
+		const column = found[2].replace(".weight", "");
+		const rows = table.get(column) ?? new Map();
+		table.set(column, rows.set(found[1], i));
+	});
+	const columns = [...table.keys()].slice(0, MOST_COLUMNS);
+	const cell = (/** @type {number} */ i) => {
+		const key = `backward.matrix.${i}`;
+		return {
+			text: significant(weights.at(i)),
+			title: `gradient of ${names[i]}: ${significant(weights.at(i))}`,
+			quantity: /** @type {const} */ ("slope"),
+			alpha: most > 0 ? (weights.at(i) / most) ** POWER : 0,
+			isPressed: scene.state.n === key,
+			choose: () => store.set({ n: key }),
+		};
+	};
+	const rows = Array.from({ length: scene.layers }, (_, layer) => {
+		const indices = columns.map((column) => table.get(column)?.get(String(layer)));
+		const cells = indices.map((i) => (i === undefined ? null : cell(i)));
+		const label = scene.columns.isWide ? `layer ${layer}` : layer;
+		return /** @type {[string | number, ReturnType<typeof cell>[]]} */ ([label, cells]);
+	});
+	const single = others.map((i) =>
+		el("span", {}, `${names[i].replace(".weight", "")} `, tintedCell(cell(i))),
+	);
+	return [
+		columns.length ? tintedTable(columns, rows) : null,
+		el("p", { class: "chips indented" }, single),
+	];
 }

@@ -8,7 +8,7 @@ import { KINDS } from "../head_names.js";
 import { lineChart } from "../line_chart.js";
 import { isWorthIt } from "../scene.js";
 import { store } from "../state.js";
-import { asTable } from "../table.js";
+import { asTable, table } from "../table.js";
 import { count, fixed, glyphs, headName, percent, plural, quoted, score } from "../words.js";
 
 /** @typedef {import("../scene.js").Scene} Scene */
@@ -24,71 +24,71 @@ const LEAST_INDUCTION = 0.1; // of a score that is spoken of
 
 /** @param {Scene} scene */
 function isOpenOrCheap(scene) {
-  return isWorthIt(scene, "learning", PROBE_TOKENS / Math.max(1, scene.t + 1));
+	return isWorthIt(scene, "learning", PROBE_TOKENS / Math.max(1, scene.t + 1));
 }
 
 /** @type {import("../scene.js").View} */
 export const learning = {
-  id: "learning",
-  title: "Learning",
-  purpose: "The run over its steps, and two checkpoints side by side.",
-  sentenceAsks: (scene) => (isOpenOrCheap(scene) ? [ASK] : []),
-  asks: (scene) => [ASK, ...againstAsks(scene)],
-  wishes: (scene) => curveCheckpoints(scene).map((other) => scene.pathAt(other, ASK)),
-  extra: (scene) => [
-    curveCheckpoints(scene).map((other) => scene.has([scene.pathAt(other, ASK)])),
-    scene.runs.map((run) => [run.name, run.checkpoints.length, run.curve.length]),
-  ],
+	id: "learning",
+	title: "Learning",
+	purpose: "The run over its steps, and two checkpoints side by side.",
+	sentenceAsks: (scene) => (isOpenOrCheap(scene) ? [ASK] : []),
+	asks: (scene) => [ASK, ...againstAsks(scene)],
+	wishes: (scene) => curveCheckpoints(scene).map((other) => scene.pathAt(other, ASK)),
+	extra: (scene) => [
+		curveCheckpoints(scene).map((other) => scene.has([scene.pathAt(other, ASK)])),
+		scene.runs.map((run) => [run.name, run.checkpoints.length, run.curve.length]),
+	],
 
-  sentence(scene) {
-    if (!scene.answer(ASK)) return [learning.purpose];
-    const [previous, induction] = ["previous_token", "induction"].map((kind) => best(scene, kind));
-    const { step } = scene.checkpoint;
-    return [
-      `At step ${count(step)} the strongest previous-token score is `,
-      number(score(previous.score), "learning.previous_token"),
-      induction.score < LEAST_INDUCTION
-        ? "; no head does induction (best "
-        : ", that of induction ",
-      number(score(induction.score), "learning.induction"),
-      induction.score < LEAST_INDUCTION ? "). " : ". ",
-      strong(plural(scene.run.checkpoints.length, "checkpoint")),
-      " to slide over.",
-    ];
-  },
+	sentence(scene) {
+		if (!scene.answer(ASK)) return [learning.purpose];
+		const [previous, induction] = ["previous_token", "induction"].map((kind) => best(scene, kind));
+		const { step } = scene.checkpoint;
+		return [
+			`At step ${count(step)} the strongest previous-token score is `,
+			number(score(previous.score), "learning.previous_token"),
+			induction.score < LEAST_INDUCTION
+				? "; no head does induction (best "
+				: ", that of induction ",
+			number(score(induction.score), "learning.induction"),
+			induction.score < LEAST_INDUCTION ? "). " : ". ",
+			strong(plural(scene.run.checkpoints.length, "checkpoint")),
+			" to slide over.",
+		];
+	},
 
-  draw(scene) {
-    return [
-      fewCheckpoints(scene),
-      el("div", { class: "charts" }, lossChart(scene), scoreChart(scene), positionChart(scene)),
-      probeNote(scene),
-      ...comparison(scene),
-      asTable(() => learning.rows(scene)),
-    ].filter((x) => x !== null);
-  },
+	draw(scene) {
+		return [
+			fewCheckpoints(scene),
+			el("div", { class: "charts" }, lossChart(scene), scoreChart(scene), positionChart(scene)),
+			probeNote(scene),
+			...comparison(scene),
+			asTable(() => learning.rows(scene)),
+		].filter((x) => x !== null);
+	},
 
-  rows(scene) {
-    /** @type {import("../scene.js").Rows} */
-    const rows = [["step", ...KINDS.map(({ long }) => `best ${long} score`), "validation loss"]];
-    for (const checkpoint of curveCheckpoints(scene)) {
-      if (!scene.has([scene.pathAt(checkpoint, ASK)])) continue;
-      const scores = KINDS.map(({ kind }) => best(scene, kind, checkpoint).score);
-      rows.push([checkpoint.step, ...scores, checkpoint.val_loss ?? ""]);
-    }
-    return rows;
-  },
+	rows(scene) {
+		/** @type {import("../scene.js").Rows} */
+		const rows = [["step", ...KINDS.map(({ long }) => `best ${long} score`), "validation loss"]];
+		for (const checkpoint of curveCheckpoints(scene)) {
+			if (!scene.has([scene.pathAt(checkpoint, ASK)])) continue;
+			const scores = KINDS.map(({ kind }) => best(scene, kind, checkpoint).score);
+			rows.push([checkpoint.step, ...scores, checkpoint.val_loss ?? ""]);
+		}
+		return rows;
+	},
 
-  origin(scene, [kind]) {
-    const known = KINDS.find((other) => other.kind === kind);
-    if (!known || !scene.answer(ASK)) return null;
-    const { score: value, layer, head } = best(scene, kind);
-    const words = [
-      `${known.long} score of head ${headName(layer, head)}, the highest of all: its mean weight `,
-      "there, on random tokens that are repeated once",
-    ];
-    const name = `blocks.${layer}.attention.weights`;
-    return { value: fixed(value, 4), words, name, python: () => "" };
-  },
+	origin(scene, [kind]) {
+		const known = KINDS.find((other) => other.kind === kind);
+		if (!known || !scene.answer(ASK)) return null;
+		const { score: value, layer, head } = best(scene, kind);
+		const words = [
+			`${known.long} score of head ${headName(layer, head)}, the highest of all: its mean weight `,
+			"there, on random tokens that are repeated once",
+		];
+		const name = `blocks.${layer}.attention.weights`;
+		return { value: fixed(value, 4), words, name, python: () => "" };
+	},
 };
 
 /**
@@ -98,80 +98,83 @@ export const learning = {
  * @param {Checkpoint} [checkpoint]
  */
 function best(scene, kind, checkpoint = scene.checkpoint) {
-  const answer = scene.answer(scene.pathAt(checkpoint, ASK));
-  const place = answer?.header.kinds?.indexOf(kind) ?? -1;
-  if (!answer || place < 0) return { score: NaN, layer: 0, head: 0 };
-  const { scores, layers, heads } = answer.arrays;
-  return { score: scores.at(place), layer: layers.at(place), head: heads.at(place) };
+	const answer = scene.answer(scene.pathAt(checkpoint, ASK));
+	const place = answer?.header.kinds?.indexOf(kind) ?? -1;
+	if (!answer || place < 0) return { score: NaN, layer: 0, head: 0 };
+	const { scores, layers, heads } = answer.arrays;
+	return { score: scores.at(place), layer: layers.at(place), head: heads.at(place) };
 }
 
 /** The checkpoints of the curves over steps, evenly. @param {Scene} scene */
 function curveCheckpoints(scene) {
-  const all = scene.run.checkpoints;
-  if (!scene.state.open.includes("learning")) return [];
-  if (all.length <= MOST_POINTS) return all;
-  const places = Array.from({ length: MOST_POINTS }, (_, i) =>
-    Math.round((i * (all.length - 1)) / (MOST_POINTS - 1)),
-  );
-  return places.map((place) => all[place]);
+	const all = scene.run.checkpoints;
+	if (!scene.state.open.includes("learning")) return [];
+	if (all.length <= MOST_POINTS) return all;
+	const places = Array.from({ length: MOST_POINTS }, (_, i) =>
+		Math.round((i * (all.length - 1)) / (MOST_POINTS - 1)),
+	);
+	return places.map((place) => all[place]);
 }
 
 /** @param {Scene} scene */
 function fewCheckpoints(scene) {
-  const {
-    checkpoints,
-    max_steps: steps,
-    keep,
-    is_training: isTraining,
-  } = /** @type {any} */ (scene.run);
-  if (checkpoints.length >= FEW) return null;
-  const interval = Math.max(1, Math.round((steps || 1000) / 20));
-  const kept = `This run has ${plural(checkpoints.length, "checkpoint")}`;
-  return empty(
-    `${kept}${isTraining ? " so far" : ""}.`,
-    `It keeps step 0, the best one and the latest ${plural(keep, "one")}; curves over the steps `,
-    "need more. Train with ",
-    el("code", {}, `--keep 100 --checkpoint-interval ${interval}`),
-    " to keep them all.",
-  );
+	const {
+		checkpoints,
+		max_steps: steps,
+		keep,
+		is_training: isTraining,
+	} = /** @type {any} */ (scene.run);
+	if (checkpoints.length >= FEW) return null;
+	const interval = Math.max(1, Math.round((steps || 1000) / 20));
+	const kept = `This run has ${plural(checkpoints.length, "checkpoint")}`;
+	return empty(
+		`${kept}${isTraining ? " so far" : ""}.`,
+		`It keeps step 0, the best one and the latest ${plural(keep, "one")}; curves over the steps `,
+		"need more. Train with ",
+		el("code", {}, `--keep 100 --checkpoint-interval ${interval}`),
+		" to keep them all.",
+	);
 }
 
-/** @param {Scene} scene */
-function chartWidth(scene) {
-  const { room, isWide } = scene.columns;
-  return isWide ? Math.floor((room - 56) / 3) : room;
+/**
+ * One of three charts side by side, over `most` steps or tokens.
+ * @param {Scene} scene
+ * @param {Pick<import("../line_chart.js").Chart, "title" | "yAxis" | "lines" | "mark" | "describe">
+ *   & {most: number, label: string}} chart
+ */
+function chart(scene, { most, label, ...rest }) {
+	const { room, isWide } = scene.columns;
+	const ticks = [0, most].map((at) => ({ at, text: count(at) }));
+	const width = isWide ? Math.floor((room - 56) / 3) : room;
+	return lineChart({ ...rest, width, height: 180, xAxis: { most, label, ticks } });
 }
-
-/** @param {number} most */
-const stepTicks = (most) => [0, most].map((at) => ({ at, text: count(at) }));
 
 /** The curves of the run, and of the one that it is compared with. @param {Scene} scene */
 function lossChart(scene) {
-  const other = against(scene)?.run;
-  const runs = [scene.run, ...(other && other !== scene.run ? [other] : [])];
-  const lines = runs.flatMap((run, i) => [
-    {
-      name: i ? "other" : "val",
-      points: finite(run.val_curve),
-      colour: i ? palette.soft : `rgb(${palette.cost})`,
-      dash: i ? "4 3" : "",
-      withDots: run.val_curve.length < 30,
-    },
-    ...(i ? [] : [{ name: "train", points: finite(run.curve), colour: palette.soft, width: 1 }]),
-  ]);
-  const all = lines.flatMap(({ points }) => points);
-  if (!all.length) return null;
-  const most = Math.max(1, ...all.map(([step]) => step));
-  return lineChart({
-    title: scene.run.is_training ? "Loss, while it trains" : "Loss over the steps",
-    width: chartWidth(scene),
-    height: 180,
-    xAxis: { most, label: "steps", ticks: stepTicks(most) },
-    yAxis: lossAxis(all.map(([, loss]) => loss)),
-    lines,
-    mark: scene.checkpoint.step,
-    describe: `Training and validation loss in nats over ${count(most)} steps`,
-  });
+	const other = against(scene)?.run;
+	const runs = [scene.run, ...(other && other !== scene.run ? [other] : [])];
+	const lines = runs.flatMap((run, i) => [
+		{
+			name: i ? "other" : "val",
+			points: finite(run.val_curve),
+			colour: i ? palette.soft : `rgb(${palette.cost})`,
+			dash: i ? "4 3" : "",
+			withDots: run.val_curve.length < 30,
+		},
+		...(i ? [] : [{ name: "train", points: finite(run.curve), colour: palette.soft, width: 1 }]),
+	]);
+	const all = lines.flatMap(({ points }) => points);
+	if (!all.length) return null;
+	const most = Math.max(1, ...all.map(([step]) => step));
+	return chart(scene, {
+		title: scene.run.is_training ? "Loss, while it trains" : "Loss over the steps",
+		most,
+		label: "steps",
+		yAxis: lossAxis(all.map(([, loss]) => loss)),
+		lines,
+		mark: scene.checkpoint.step,
+		describe: `Training and validation loss in nats over ${count(most)} steps`,
+	});
 }
 
 /** @param {[number, number][]} points */
@@ -179,69 +182,67 @@ const finite = (points) => points.filter(([, loss]) => Number.isFinite(loss) && 
 
 /** @param {number[]} losses */
 function lossAxis(losses) {
-  const least = Math.floor(Math.min(...losses) * 2) / 2;
-  const most = Math.max(least + 0.5, Math.ceil(Math.max(...losses) * 2) / 2);
-  const ticks = [least, (least + most) / 2, most];
-  return { least, most, ticks, format: (/** @type {number} */ y) => fixed(y, 1) };
+	const least = Math.floor(Math.min(...losses) * 2) / 2;
+	const most = Math.max(least + 0.5, Math.ceil(Math.max(...losses) * 2) / 2);
+	const ticks = [least, (least + most) / 2, most];
+	return { least, most, ticks, format: (/** @type {number} */ y) => fixed(y, 1) };
 }
 
 /** The best head of each kind over the steps. @param {Scene} scene */
 function scoreChart(scene) {
-  const checkpoints = curveCheckpoints(scene);
-  const colours = [`rgb(${palette.look})`, `rgb(${palette.cost})`, `rgb(${palette.slope})`];
-  const dashes = ["", "2 3", "6 3", "1 2"];
-  const most = Math.max(1, checkpoints.at(-1)?.step ?? 1);
-  return lineChart({
-    title: "Strongest head of each kind",
-    width: chartWidth(scene),
-    height: 180,
-    xAxis: { most, label: "steps", ticks: stepTicks(most) },
-    yAxis: { least: 0, most: 1, ticks: [0, 0.5, 1], format: (y) => fixed(y, 1) },
-    lines: KINDS.map(({ kind, short }, i) => ({
-      name: short,
-      points: checkpoints.map((other) => [other.step, best(scene, kind, other).score]),
-      colour: colours[i] ?? palette.soft,
-      dash: dashes[i],
-      withDots: checkpoints.length < 30,
-    })),
-    mark: scene.checkpoint.step,
-    describe: "The highest score of any head, of each kind, over the steps",
-  });
+	const checkpoints = curveCheckpoints(scene);
+	const colours = [`rgb(${palette.look})`, `rgb(${palette.cost})`, `rgb(${palette.slope})`];
+	const dashes = ["", "2 3", "6 3", "1 2"];
+	const most = Math.max(1, checkpoints.at(-1)?.step ?? 1);
+	return chart(scene, {
+		title: "Strongest head of each kind",
+		most,
+		label: "steps",
+		yAxis: { least: 0, most: 1, ticks: [0, 0.5, 1], format: (y) => fixed(y, 1) },
+		lines: KINDS.map(({ kind, short }, i) => ({
+			name: short,
+			points: checkpoints.map((other) => [other.step, best(scene, kind, other).score]),
+			colour: colours[i] ?? palette.soft,
+			dash: dashes[i],
+			withDots: checkpoints.length < 30,
+		})),
+		mark: scene.checkpoint.step,
+		describe: "The highest score of any head, of each kind, over the steps",
+	});
 }
 
 /** The loss by position in the context, here and at what it is compared with. @param {Scene} scene */
 function positionChart(scene) {
-  const compared = against(scene);
-  const first = scene.run.checkpoints[0];
-  const second = compared?.checkpoint ?? (first === scene.checkpoint ? null : first);
-  const curveOf = (/** @type {Checkpoint} */ checkpoint) =>
-    scene.answer(scene.pathAt(checkpoint, ASK))?.arrays.probe_smooth;
-  const sides = [scene.checkpoint, ...(second ? [second] : [])];
-  const lines = sides.flatMap((checkpoint, i) => {
-    const curve = curveOf(checkpoint);
-    if (!curve) return [];
-    const name = compared && i ? "other" : `step ${count(checkpoint.step)}`;
-    const points = Array.from(curve.data, (nats, t) => [t, nats]);
-    const colour = i ? palette.soft : `rgb(${palette.cost})`;
-    return [{ name, points, colour, dash: i ? "4 3" : "" }];
-  });
-  if (!lines.length) return null;
-  const most = Math.max(...lines.map(({ points }) => points.length - 1));
-  return lineChart({
-    title: "Loss by position in the context",
-    width: chartWidth(scene),
-    height: 180,
-    xAxis: { most, label: "tokens before", ticks: stepTicks(most) },
-    yAxis: lossAxis(lines.flatMap(({ points }) => points.map(([, nats]) => nats))),
-    lines,
-    describe: "Validation loss in nats by the number of tokens that were read before",
-  });
+	const compared = against(scene);
+	const first = scene.run.checkpoints[0];
+	const second = compared?.checkpoint ?? (first === scene.checkpoint ? null : first);
+	const curveOf = (/** @type {Checkpoint} */ checkpoint) =>
+		scene.answer(scene.pathAt(checkpoint, ASK))?.arrays.probe_smooth;
+	const sides = [scene.checkpoint, ...(second ? [second] : [])];
+	const lines = sides.flatMap((checkpoint, i) => {
+		const curve = curveOf(checkpoint);
+		if (!curve) return [];
+		const name = compared && i ? "other" : `step ${count(checkpoint.step)}`;
+		const points = Array.from(curve.data, (nats, t) => [t, nats]);
+		const colour = i ? palette.soft : `rgb(${palette.cost})`;
+		return [{ name, points, colour, dash: i ? "4 3" : "" }];
+	});
+	if (!lines.length) return null;
+	const most = Math.max(...lines.map(({ points }) => points.length - 1));
+	return chart(scene, {
+		title: "Loss by position in the context",
+		most,
+		label: "tokens before",
+		yAxis: lossAxis(lines.flatMap(({ points }) => points.map(([, nats]) => nats))),
+		lines,
+		describe: "Validation loss in nats by the number of tokens that were read before",
+	});
 }
 
 /** @param {Scene} scene */
 function probeNote(scene) {
-  const reason = scene.answer(ASK)?.header.probe_reason;
-  return reason ? el("p", { class: "cap" }, `No loss by position: ${reason}`) : null;
+	const reason = scene.answer(ASK)?.header.probe_reason;
+	return reason ? el("p", { class: "cap" }, `No loss by position: ${reason}`) : null;
 }
 
 /**
@@ -250,18 +251,18 @@ function probeNote(scene) {
  * @returns {{run: Run, checkpoint: Checkpoint} | null}
  */
 function against(scene) {
-  const [, name, step] = /^(.*)@(\d+)$/s.exec(scene.state.against ?? "") ?? [];
-  const run = scene.runs.find((other) => other.name === name);
-  const checkpoint = run?.checkpoints.find((other) => other.step === Number(step));
-  return run && checkpoint ? { run, checkpoint } : null;
+	const [, name, step] = /^(.*)@(\d+)$/s.exec(scene.state.against ?? "") ?? [];
+	const run = scene.runs.find((other) => other.name === name);
+	const checkpoint = run?.checkpoints.find((other) => other.step === Number(step));
+	return run && checkpoint ? { run, checkpoint } : null;
 }
 
 /** @param {Scene} scene */
 function againstAsks(scene) {
-  const compared = against(scene);
-  if (!compared) return [];
-  const { checkpoint } = compared;
-  return ["read", scene.pathAt(checkpoint, "read"), scene.pathAt(checkpoint, ASK)];
+	const compared = against(scene);
+	if (!compared) return [];
+	const { checkpoint } = compared;
+	return ["read", scene.pathAt(checkpoint, "read"), scene.pathAt(checkpoint, ASK)];
 }
 
 /** Whether texts are cut alike in two runs. @param {any} a @param {any} b */
@@ -269,107 +270,91 @@ const isComparable = (a, b) => a.tokenizer_sha256 === b.tokenizer_sha256;
 
 /** @param {Scene} scene */
 function comparisonChoice(scene) {
-  const options = scene.runs.flatMap((run) =>
-    run.checkpoints
-      .filter((other) => other !== scene.checkpoint)
-      .map((other) => {
-        const value = `${run.name}@${other.step}`;
-        const words = `${run === scene.run ? "" : `${run.name}, `}step ${count(other.step)}`;
-        const isLike = isComparable(run, scene.run);
-        const props = { value, selected: value === scene.state.against, disabled: !isLike };
-        return el("option", props, isLike ? words : `${words} (another tokenizer)`);
-      }),
-  );
-  const choose = (/** @type {any} */ event) => store.set({ against: event.target.value || null });
-  const none = el("option", { value: "", selected: !against(scene) }, "nothing");
-  return el(
-    "div",
-    { class: "dials" },
-    el("label", {}, "side by side with ", el("select", { on: { change: choose } }, none, options)),
-  );
+	const options = scene.runs.flatMap((run) =>
+		run.checkpoints
+			.filter((other) => other !== scene.checkpoint)
+			.map((other) => {
+				const value = `${run.name}@${other.step}`;
+				const words = `${run === scene.run ? "" : `${run.name}, `}step ${count(other.step)}`;
+				const isLike = isComparable(run, scene.run);
+				const props = { value, selected: value === scene.state.against, disabled: !isLike };
+				return el("option", props, isLike ? words : `${words} (another tokenizer)`);
+			}),
+	);
+	const choose = (/** @type {any} */ event) => store.set({ against: event.target.value || null });
+	const none = el("option", { value: "", selected: !against(scene) }, "nothing");
+	return el(
+		"div",
+		{ class: "dials" },
+		el("label", {}, "side by side with ", el("select", { on: { change: choose } }, none, options)),
+	);
 }
 
 /** Two checkpoints on the same text. @param {Scene} scene */
 function comparison(scene) {
-  const compared = against(scene);
-  const choice = comparisonChoice(scene);
-  if (!compared) return [choice];
-  const here = scene.answer("read");
-  const there = scene.answer(scene.pathAt(compared.checkpoint, "read"));
-  if (!here || !there) return [choice];
-  const change = (/** @type {number} */ t) => here.arrays.nats.at(t) - there.arrays.nats.at(t);
-  const name = sideName(scene, compared);
-  return [
-    choice,
-    el("div", { class: "wide" }, sideTable(scene, compared)),
-    changeLane(scene, {
-      id: "learning-change",
-      label: `Surprise here, less that of ${name}`,
-      short: "here − there",
-      change,
-      describe: (t) => [
-        `${quoted(scene.text.tokens[t].text)}: ${fixed(there.arrays.nats.at(t))} nats at ${name}, ` +
-          `${fixed(here.arrays.nats.at(t))} here`,
-      ],
-    }),
-  ];
+	const compared = against(scene);
+	const choice = comparisonChoice(scene);
+	if (!compared) return [choice];
+	const here = scene.answer("read");
+	const there = scene.answer(scene.pathAt(compared.checkpoint, "read"));
+	if (!here || !there) return [choice];
+	const change = (/** @type {number} */ t) => here.arrays.nats.at(t) - there.arrays.nats.at(t);
+	const name = sideName(scene, compared);
+	return [
+		choice,
+		el("div", { class: "wide sides indented" }, sideTable(scene, compared)),
+		changeLane(scene, {
+			id: "learning-change",
+			label: `Surprise here, less that of ${name}`,
+			short: "here − there",
+			change,
+			describe: (t) => [
+				`${quoted(scene.text.tokens[t].text)}: ${fixed(there.arrays.nats.at(t))} nats at ${name}, ` +
+					`${fixed(here.arrays.nats.at(t))} here`,
+			],
+		}),
+	];
 }
 
 /** @param {Scene} scene @param {{run: Run, checkpoint: Checkpoint}} side */
 function sideName(scene, { run, checkpoint }) {
-  const step = `step ${count(checkpoint.step)}`;
-  return run === scene.run ? step : `${run.name}, ${step}`;
+	const step = `step ${count(checkpoint.step)}`;
+	return run === scene.run ? step : `${run.name}, ${step}`;
 }
 
 /** @param {Scene} scene @param {{run: Run, checkpoint: Checkpoint}} compared */
 function sideTable(scene, compared) {
-  const sides = [{ run: scene.run, checkpoint: scene.checkpoint }, compared];
-  const read = sides.map(({ checkpoint }) => scene.answer(scene.pathAt(checkpoint, "read")));
-  const next = scene.t + 1;
-  /** @type {[string, string[]][]} */
-  const rows = [
-    ["weights", sides.map(({ run }) => count(run.parameters))],
-    ["validation loss", sides.map(({ checkpoint }) => fixed(checkpoint.val_loss ?? NaN, 3))],
-    ["bits per byte of this text", read.map((x) => fixed(x?.header.bits_per_byte, 3))],
-    ["first choices here", read.map((x) => firstChoices(scene, x))],
-    ...KINDS.map(({ kind, long }) => {
-      const cells = sides.map(({ checkpoint }) => {
-        const { score: value, layer, head } = best(scene, kind, checkpoint);
-        return Number.isFinite(value) ? `${score(value)} (head ${headName(layer, head)})` : "–";
-      });
-      return /** @type {[string, string[]]} */ ([`best ${long} score`, cells]);
-    }),
-  ];
-  if (scene.target !== null) {
-    const words = `surprise of ${quoted(scene.token(scene.target))}, nats`;
-    rows.splice(3, 0, [words, read.map((x) => fixed(x?.arrays.nats.at(next) ?? NaN))]);
-  }
-  const heads = sides.map((side) => el("th", { scope: "col" }, sideName(scene, side)));
-  return el(
-    "table",
-    { class: "sides indented" },
-    el("thead", {}, el("tr", {}, el("th"), heads)),
-    el(
-      "tbody",
-      {},
-      rows.map(([name, cells]) =>
-        el(
-          "tr",
-          {},
-          el("th", { scope: "row" }, name),
-          cells.map((cell) => el("td", {}, cell)),
-        ),
-      ),
-    ),
-  );
+	const sides = [{ run: scene.run, checkpoint: scene.checkpoint }, compared];
+	const read = sides.map(({ checkpoint }) => scene.answer(scene.pathAt(checkpoint, "read")));
+	const next = scene.t + 1;
+	/** @type {[string, string[]][]} */
+	const rows = [
+		["weights", sides.map(({ run }) => count(run.parameters))],
+		["validation loss", sides.map(({ checkpoint }) => fixed(checkpoint.val_loss ?? NaN, 3))],
+		["bits per byte of this text", read.map((x) => fixed(x?.header.bits_per_byte, 3))],
+		["first choices here", read.map((x) => firstChoices(scene, x))],
+		...KINDS.map(({ kind, long }) => {
+			const cells = sides.map(({ checkpoint }) => {
+				const { score: value, layer, head } = best(scene, kind, checkpoint);
+				return Number.isFinite(value) ? `${score(value)} (head ${headName(layer, head)})` : "–";
+			});
+			return /** @type {[string, string[]]} */ ([`best ${long} score`, cells]);
+		}),
+	];
+	if (scene.target !== null) {
+		const words = `surprise of ${quoted(scene.token(scene.target))}, nats`;
+		rows.splice(3, 0, [words, read.map((x) => fixed(x?.arrays.nats.at(next) ?? NaN))]);
+	}
+	const head = ["", ...sides.map((side) => sideName(scene, side))];
+	return table([head, ...rows.map(([name, cells]) => [name, ...cells])]);
 }
 
 /** @param {Scene} scene @param {import("../arrays.js").Answer | undefined} read */
 function firstChoices(scene, read) {
-  if (!read) return "–";
-  const { top_ids: ids, top_logprobs: logprobs } = read.arrays;
-  return Array.from({ length: Math.min(SHOWN, ids.shape[1]) }, (_, k) => {
-    const p = percent(Math.exp(logprobs.at(scene.t, k)));
-    return `${glyphs(scene.token(ids.at(scene.t, k)), 8)} ${p}`;
-  }).join(", ");
+	if (!read) return "–";
+	const { top_ids: ids, top_logprobs: logprobs } = read.arrays;
+	return Array.from({ length: Math.min(SHOWN, ids.shape[1]) }, (_, k) => {
+		const p = percent(Math.exp(logprobs.at(scene.t, k)));
+		return `${glyphs(scene.token(ids.at(scene.t, k)), 8)} ${p}`;
+	}).join(", ");
 }

@@ -20,46 +20,46 @@ const passFlops = (scene) => 2 * scene.run.parameters * (scene.t + 1);
 
 /** The token whose loss counts: the one that comes, or at the end the first choice. @param {Scene} scene */
 export const goalOf = (scene) =>
-  scene.target ?? scene.answer(`ablate?t=${scene.t}`)?.arrays.ids.at(0) ?? 0;
+	scene.target ?? scene.answer(`ablate?t=${scene.t}`)?.arrays.ids.at(0) ?? 0;
 
 /** The field of the second text, and its figure. @param {Scene} scene */
 export function secondText(scene) {
-  const field = el("textarea", {
-    rows: Math.min(MOST_LINES, scene.text.text.split("\n").length + 1),
-    value: scene.state.other ?? scene.text.text,
-    spellcheck: "false",
-    on: {
-      input: (/** @type {any} */ event) => {
-        const other = event.target.value;
-        store.set({ other: other === scene.text.text ? null : other });
-      },
-      keydown: (/** @type {any} */ event) => event.stopPropagation(),
-    },
-  });
-  const hint = "change some of it: its stream is copied into this text, one place at a time";
-  const box = el(
-    "div",
-    { class: "second indented" },
-    el("label", {}, "Second text: ", hint, field),
-    scene.secondProblem ? el("p", { class: "note" }, scene.secondProblem) : null,
-  );
-  return el("div", {}, box, scene.second ? copies(scene, scene.second) : null);
+	const field = el("textarea", {
+		rows: Math.min(MOST_LINES, scene.text.text.split("\n").length + 1),
+		value: scene.state.other ?? scene.text.text,
+		spellcheck: "false",
+		on: {
+			input: (/** @type {any} */ event) => {
+				const other = event.target.value;
+				store.set({ other: other === scene.text.text ? null : other });
+			},
+			keydown: (/** @type {any} */ event) => event.stopPropagation(),
+		},
+	});
+	const hint = "change some of it: its stream is copied into this text, one place at a time";
+	const box = el(
+		"div",
+		{ class: "second indented" },
+		el("label", {}, "Second text: ", hint, field),
+		scene.secondProblem ? el("p", { class: "note" }, scene.secondProblem) : null,
+	);
+	return el("div", {}, box, scene.second ? copies(scene, scene.second) : null);
 }
 
 /** The first position at which two texts differ. @param {Scene} scene @param {import("../scene.js").Text} second */
 function firstDifference(scene, second) {
-  const tokens = scene.text.tokens;
-  const at = tokens.findIndex((token, t) => token.id !== second.tokens[t]?.id);
-  return at < 0 ? tokens.length : at;
+	const tokens = scene.text.tokens;
+	const at = tokens.findIndex((token, t) => token.id !== second.tokens[t]?.id);
+	return at < 0 ? tokens.length : at;
 }
 
 /** The positions that can be patched and are in sight. @param {Scene} scene */
 function patchedRange(scene) {
-  if (!scene.second) return null;
-  const { first, count } = scene.columns;
-  const from = Math.max(first, firstDifference(scene, scene.second));
-  const to = Math.min(first + count - 1, scene.t, scene.second.tokens.length - 1);
-  return from <= to ? { from, to } : null;
+	if (!scene.second) return null;
+	const { first, count } = scene.columns;
+	const from = Math.max(first, firstDifference(scene, scene.second));
+	const to = Math.min(first + count - 1, scene.t, scene.second.tokens.length - 1);
+	return from <= to ? { from, to } : null;
 }
 
 /** @param {Scene} scene */
@@ -67,98 +67,98 @@ const portion = (scene) => Math.max(2, Math.min(64, Math.floor(PORTION_FLOPS / p
 
 /** The portion that holds a position of a place. @param {Scene} scene @param {number} place @param {number} p */
 function patchAsk(scene, place, p) {
-  const size = portion(scene);
-  const first = Math.floor(p / size) * size;
-  const last = Math.min(scene.t, first + size - 1);
-  const other = scene.second?.id;
-  return `patch?t=${scene.t}&other=${other}&place=${place}&first=${first}&last=${last}`;
+	const size = portion(scene);
+	const first = Math.floor(p / size) * size;
+	const last = Math.min(scene.t, first + size - 1);
+	const other = scene.second?.id;
+	return `patch?t=${scene.t}&other=${other}&place=${place}&first=${first}&last=${last}`;
 }
 
 /** @param {Scene} scene @returns {string[]} */
 export function patchAsks(scene) {
-  const range = patchedRange(scene);
-  if (!range || !scene.state.open.includes("patch")) return [];
-  const asks = new Set();
-  for (let p = range.to; p >= range.from; p = Math.floor(p / portion(scene)) * portion(scene) - 1) {
-    for (let place = 0; place <= scene.layers; place++) asks.add(patchAsk(scene, place, p));
-  }
-  return [...asks];
+	const range = patchedRange(scene);
+	if (!range || !scene.state.open.includes("patch")) return [];
+	const asks = new Set();
+	for (let p = range.to; p >= range.from; p = Math.floor(p / portion(scene)) * portion(scene) - 1) {
+		for (let place = 0; place <= scene.layers; place++) asks.add(patchAsk(scene, place, p));
+	}
+	return [...asks];
 }
 
 /** The change of the goal's loss by a patch; null where it is not here. @param {Scene} scene @param {number} place @param {number} p */
 export function patched(scene, place, p) {
-  if (!scene.second || p >= scene.second.tokens.length) return null;
-  if (p < firstDifference(scene, scene.second)) return 0;
-  const answer = scene.answer(patchAsk(scene, place, p));
-  if (!answer?.arrays.ids) return null;
-  const { positions, ids, before, logprobs } = answer.arrays;
-  const row = Array.from(positions.data).indexOf(p);
-  const goal = Math.max(0, Array.from(ids.data).indexOf(goalOf(scene)));
-  return row < 0 ? null : before.at(goal) - logprobs.at(row, goal);
+	if (!scene.second || p >= scene.second.tokens.length) return null;
+	if (p < firstDifference(scene, scene.second)) return 0;
+	const answer = scene.answer(patchAsk(scene, place, p));
+	if (!answer?.arrays.ids) return null;
+	const { positions, ids, before, logprobs } = answer.arrays;
+	const row = Array.from(positions.data).indexOf(p);
+	const goal = Math.max(0, Array.from(ids.data).indexOf(goalOf(scene)));
+	return row < 0 ? null : before.at(goal) - logprobs.at(row, goal);
 }
 
 /** @param {Scene} scene @param {import("../scene.js").Text} second */
 function copies(scene, second) {
-  const difference = firstDifference(scene, second);
-  const tokens = secondTokens(scene, second);
-  if (difference === scene.length) return empty("Both texts are the same.", "Change the second.");
-  if (scene.t < difference) {
-    const words = `Copying changes nothing. Go past position ${difference} to see a difference. `;
-    const go = tool("Go there", () => store.set({ t: difference }), { class: "tool framed" });
-    return el("div", {}, tokens, empty("The two texts are still the same here.", words, go));
-  }
-  const range = patchedRange(scene);
-  let most = LEAST_RANGE;
-  for (let place = 0; range && place <= scene.layers; place++) {
-    for (let p = range.from; p <= range.to; p++) {
-      most = Math.max(most, Math.abs(patched(scene, place, p) ?? 0));
-    }
-  }
-  const goal = quoted(scene.token(goalOf(scene)));
-  const figure = streamFigure(scene, {
-    id: "patch.copy",
-    label: "Change of the loss when the stream of a place is copied from the second text",
-    colour: (place, p) => {
-      const change = patched(scene, place, p) ?? 0;
-      const { quantity, alpha } = diverging(change, most);
-      return Math.abs(change) < CHANGED ? null : tint(quantity, alpha);
-    },
-    describe: (place, p) => {
-      const change = patched(scene, place, p);
-      const where = `stream ${streamWords(place)}, position ${p}, copied from the second text`;
-      return [change === null ? "not here yet" : `${signed(change, 3)} nats on ${goal}`, where];
-    },
-    later: "after the caret: it cannot matter",
-  });
-  const [low, high] = [`helps ${goal}, −${fixed(most, 1)}`, `+${fixed(most, 1)} nats, harms`];
-  const caption = el("figcaption", {}, divergingLegend(low, high), "blank: no change");
-  return el("div", {}, tokens, figure, caption);
+	const difference = firstDifference(scene, second);
+	const tokens = secondTokens(scene, second);
+	if (difference === scene.length) return empty("Both texts are the same.", "Change the second.");
+	if (scene.t < difference) {
+		const words = `Copying changes nothing. Go past position ${difference} to see a difference. `;
+		const go = tool("Go there", () => store.set({ t: difference }), { class: "tool framed" });
+		return el("div", {}, tokens, empty("The two texts are still the same here.", words, go));
+	}
+	const range = patchedRange(scene);
+	let most = LEAST_RANGE;
+	for (let place = 0; range && place <= scene.layers; place++) {
+		for (let p = range.from; p <= range.to; p++) {
+			most = Math.max(most, Math.abs(patched(scene, place, p) ?? 0));
+		}
+	}
+	const goal = quoted(scene.token(goalOf(scene)));
+	const figure = streamFigure(scene, {
+		id: "patch.copy",
+		label: "Change of the loss when the stream of a place is copied from the second text",
+		colour: (place, p) => {
+			const change = patched(scene, place, p) ?? 0;
+			const { quantity, alpha } = diverging(change, most);
+			return Math.abs(change) < CHANGED ? null : tint(quantity, alpha);
+		},
+		describe: (place, p) => {
+			const change = patched(scene, place, p);
+			const where = `stream ${streamWords(place)}, position ${p}, copied from the second text`;
+			return [change === null ? "not here yet" : `${signed(change, 3)} nats on ${goal}`, where];
+		},
+		later: "after the caret: it cannot matter",
+	});
+	const [low, high] = [`helps ${goal}, −${fixed(most, 1)}`, `+${fixed(most, 1)} nats, harms`];
+	const caption = el("figcaption", {}, divergingLegend(low, high), "blank: no change");
+	return el("div", {}, tokens, figure, caption);
 }
 
 /** The second text on the ruler's columns, its differences framed. @param {Scene} scene @param {import("../scene.js").Text} second */
 function secondTokens(scene, second) {
-  const isDifferent = (/** @type {number} */ t) => scene.text.tokens[t].id !== second.tokens[t]?.id;
-  return alignedMatrix(scene, {
-    id: "patch-second",
-    label: "The second text",
-    rows: [{ label: [scene.columns.isWide ? "second text" : "2nd"] }],
-    rowHeight: 26,
-    paint: (context, _, t, { x, y, width }) => {
-      const token = second.tokens[t];
-      if (!token) return;
-      context.fillStyle = isDifferent(t) ? palette.ink : palette.soft;
-      context.font = monospace(14, isDifferent(t) ? 700 : 400);
-      cellText(context, glyphs(token.text), x + width / 2, y + 17, width - 3);
-      if (!isDifferent(t)) return;
-      context.strokeStyle = palette.ink;
-      context.strokeRect(x + 1, y + 3, width - 3, 19);
-    },
-    describe: (_, t) => {
-      const token = second.tokens[t];
-      if (!token) return ["the second text has ended"];
-      if (!isDifferent(t)) return ["the same in both texts"];
-      return [`${quoted(scene.text.tokens[t].text)} is ${quoted(token.text)} in the second text`];
-    },
-    choose: (_, t) => store.set({ t }),
-  });
+	const isDifferent = (/** @type {number} */ t) => scene.text.tokens[t].id !== second.tokens[t]?.id;
+	return alignedMatrix(scene, {
+		id: "patch-second",
+		label: "The second text",
+		rows: [{ label: [scene.columns.isWide ? "second text" : "2nd"] }],
+		rowHeight: 26,
+		paint: (context, _, t, { x, y, width }) => {
+			const token = second.tokens[t];
+			if (!token) return;
+			context.fillStyle = isDifferent(t) ? palette.ink : palette.soft;
+			context.font = monospace(14, isDifferent(t) ? 700 : 400);
+			cellText(context, glyphs(token.text), x + width / 2, y + 17, width - 3);
+			if (!isDifferent(t)) return;
+			context.strokeStyle = palette.ink;
+			context.strokeRect(x + 1, y + 3, width - 3, 19);
+		},
+		describe: (_, t) => {
+			const token = second.tokens[t];
+			if (!token) return ["the second text has ended"];
+			if (!isDifferent(t)) return ["the same in both texts"];
+			return [`${quoted(scene.text.tokens[t].text)} is ${quoted(token.text)} in the second text`];
+		},
+		choose: (_, t) => store.set({ t }),
+	});
 }

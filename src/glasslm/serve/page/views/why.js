@@ -20,104 +20,104 @@ const ask = (scene) => `why?t=${scene.t}`;
 
 /** The probabilities of the candidates at every depth. @param {Scene} scene */
 function depthAsk(scene) {
-  const ids = scene.answer(ask(scene))?.arrays.ids;
-  return ids ? [`lens-at?t=${scene.t}&ids=${Array.from(ids.data).join(",")}`] : [];
+	const ids = scene.answer(ask(scene))?.arrays.ids;
+	return ids ? [`lens-at?t=${scene.t}&ids=${Array.from(ids.data).join(",")}`] : [];
 }
 
 /** @type {import("../scene.js").View} */
 export const why = {
-  id: "why",
-  title: "Why",
-  purpose: "Which heads and layers push the answer up or down.",
-  sentenceAsks: (scene) => [ask(scene)],
-  asks: (scene) => [ask(scene), ...depthAsk(scene)],
+	id: "why",
+	title: "Why",
+	purpose: "Which heads and layers push the answer up or down.",
+	sentenceAsks: (scene) => [ask(scene)],
+	asks: (scene) => [ask(scene), ...depthAsk(scene)],
 
-  sentence(scene) {
-    const { candidate, rival, parts, share } = question(scene);
-    let best = parts.findIndex((part) => part !== "embedding");
-    parts.forEach((part, i) => {
-      if (part !== "embedding" && Math.abs(share(i)) > Math.abs(share(best))) best = i;
-    });
-    const over = rival === null ? [] : [" over ", strong(quoted(scene.token(rival)))];
-    return [
-      strong(quoted(scene.token(candidate))),
-      ...over,
-      ": ",
-      strong(partName(parts[best])),
-      share(best) > 0 ? " speaks most for it, " : " speaks most against it, ",
-      number(signed(share(best)), `why.${parts[best].replace(".", "-")}`),
-      rival === null ? " in its logit." : " in the difference of the logits.",
-    ];
-  },
+	sentence(scene) {
+		const { candidate, rival, parts, share } = question(scene);
+		let best = parts.findIndex((part) => part !== "embedding");
+		parts.forEach((part, i) => {
+			if (part !== "embedding" && Math.abs(share(i)) > Math.abs(share(best))) best = i;
+		});
+		const over = rival === null ? [] : [" over ", strong(quoted(scene.token(rival)))];
+		return [
+			strong(quoted(scene.token(candidate))),
+			...over,
+			": ",
+			strong(partName(parts[best])),
+			share(best) > 0 ? " speaks most for it, " : " speaks most against it, ",
+			number(signed(share(best)), `why.${parts[best].replace(".", "-")}`),
+			rival === null ? " in its logit." : " in the difference of the logits.",
+		];
+	},
 
-  draw(scene) {
-    const isWide = scene.columns.isWide;
-    const hint = isWide
-      ? "Rest on a head, and the text shows which tokens it read to push that way. "
-      : "";
-    return [
-      choices(scene),
-      el(
-        "div",
-        { class: "two" },
-        el(
-          "div",
-          {},
-          el("div", { class: "wide" }, shares(scene)),
-          proof(scene),
-          el(
-            "p",
-            { class: "proof" },
-            hint,
-            "These are direct shares: later layers also read what a part writes. Patch shows the ",
-            "whole effect of a part that is switched off.",
-          ),
-        ),
-        depthChart(scene),
-      ),
-      asTable(() => why.rows(scene)),
-    ];
-  },
+	draw(scene) {
+		const isWide = scene.columns.isWide;
+		const hint = isWide
+			? "Rest on a head, and the text shows which tokens it read to push that way. "
+			: "";
+		return [
+			choices(scene),
+			el(
+				"div",
+				{ class: "two" },
+				el(
+					"div",
+					{},
+					el("div", { class: "wide" }, shares(scene)),
+					proof(scene),
+					el(
+						"p",
+						{ class: "proof" },
+						hint,
+						"These are direct shares: later layers also read what a part writes. Patch shows the ",
+						"whole effect of a part that is switched off.",
+					),
+				),
+				depthChart(scene),
+			),
+			asTable(() => why.rows(scene)),
+		];
+	},
 
-  rows(scene) {
-    const { ids, parts, shares, logits } = answerOf(scene);
-    const tokens = Array.from(ids.data);
-    return [
-      ["part", ...tokens.map((id) => glyphs(scene.token(id)))],
-      ...parts.map((part, i) => [partName(part), ...tokens.map((_, c) => shares.at(i, c))]),
-      ["logit", ...tokens.map((_, c) => logits.at(c))],
-    ];
-  },
+	rows(scene) {
+		const { ids, parts, shares, logits } = answerOf(scene);
+		const tokens = Array.from(ids.data);
+		return [
+			["part", ...tokens.map((id) => glyphs(scene.token(id)))],
+			...parts.map((part, i) => [partName(part), ...tokens.map((_, c) => shares.at(i, c))]),
+			["logit", ...tokens.map((_, c) => logits.at(c))],
+		];
+	},
 
-  origin(scene, [key]) {
-    const { candidate, rival, parts, share } = question(scene);
-    const part = key?.replace("-", ".");
-    const place = parts.indexOf(part);
-    if (place < 0) return null;
-    const less = rival === null ? "" : ` less that of ${quoted(scene.token(rival))}`;
-    return {
-      value: signed(share(place), 4),
-      words: [
-        `${partName(part)}: its direct part of the logit of ${quoted(scene.token(candidate))}`,
-        `${less}, the last norm’s scale held`,
-      ],
-      name: activationName(part),
-      python: () => "", // a share is a product of several arrays
-    };
-  },
+	origin(scene, [key]) {
+		const { candidate, rival, parts, share } = question(scene);
+		const part = key?.replace("-", ".");
+		const place = parts.indexOf(part);
+		if (place < 0) return null;
+		const less = rival === null ? "" : ` less that of ${quoted(scene.token(rival))}`;
+		return {
+			value: signed(share(place), 4),
+			words: [
+				`${partName(part)}: its direct part of the logit of ${quoted(scene.token(candidate))}`,
+				`${less}, the last norm’s scale held`,
+			],
+			name: activationName(part),
+			python: () => "", // a share is a product of several arrays
+		};
+	},
 };
 
 /** @param {Scene} scene */
 function answerOf(scene) {
-  const answer = scene.answer(ask(scene));
-  const { ids, shares, logits, logprobs } = answer?.arrays ?? {};
-  return {
-    parts: /** @type {string[]} */ (answer?.header.parts ?? []),
-    ids,
-    shares,
-    logits,
-    logprobs,
-  };
+	const answer = scene.answer(ask(scene));
+	const { ids, shares, logits, logprobs } = answer?.arrays ?? {};
+	return {
+		parts: /** @type {string[]} */ (answer?.header.parts ?? []),
+		ids,
+		shares,
+		logits,
+		logprobs,
+	};
 }
 
 /**
@@ -125,219 +125,219 @@ function answerOf(scene) {
  * @param {Scene} scene
  */
 function question(scene) {
-  const { parts, ids, shares, logits } = answerOf(scene);
-  const tokens = Array.from(ids.data);
-  const { candidate: wanted, rival: other } = scene.state;
-  const first = wanted !== null && tokens.includes(wanted) ? wanted : (scene.target ?? tokens[0]);
-  const candidate = tokens.includes(first) ? first : tokens[0];
-  const usual = tokens.find((id) => id !== candidate) ?? null;
-  const isKnown = other !== null && other !== candidate && tokens.includes(other);
-  const rival = other === -1 ? null : isKnown ? other : usual;
-  const [c, r] = [tokens.indexOf(candidate), rival === null ? -1 : tokens.indexOf(rival)];
-  const share = (/** @type {number} */ i) => shares.at(i, c) - (r < 0 ? 0 : shares.at(i, r));
-  const logit = logits.at(c) - (r < 0 ? 0 : logits.at(r));
-  return { candidate, rival, tokens, parts, share, logit };
+	const { parts, ids, shares, logits } = answerOf(scene);
+	const tokens = Array.from(ids.data);
+	const { candidate: wanted, rival: other } = scene.state;
+	const first = wanted !== null && tokens.includes(wanted) ? wanted : (scene.target ?? tokens[0]);
+	const candidate = tokens.includes(first) ? first : tokens[0];
+	const usual = tokens.find((id) => id !== candidate) ?? null;
+	const isKnown = other !== null && other !== candidate && tokens.includes(other);
+	const rival = other === -1 ? null : isKnown ? other : usual;
+	const [c, r] = [tokens.indexOf(candidate), rival === null ? -1 : tokens.indexOf(rival)];
+	const share = (/** @type {number} */ i) => shares.at(i, c) - (r < 0 ? 0 : shares.at(i, r));
+	const logit = logits.at(c) - (r < 0 ? 0 : logits.at(r));
+	return { candidate, rival, tokens, parts, share, logit };
 }
 
 /** @param {Scene} scene */
 function choices(scene) {
-  const { candidate, rival, tokens } = question(scene);
-  /**
-   * @param {string} label
-   * @param {number | null} chosen
-   * @param {boolean} withNone
-   * @param {(id: number) => void} choose
-   */
-  const select = (label, chosen, withNone, choose) =>
-    el(
-      "label",
-      {},
-      label,
-      el(
-        "select",
-        {
-          on: { change: (/** @type {any} */ event) => choose(Number(event.target.value)) },
-        },
-        withNone ? el("option", { value: "-1", selected: chosen === null }, "nothing") : null,
-        tokens.map((id) =>
-          el("option", { value: String(id), selected: id === chosen }, quoted(scene.token(id))),
-        ),
-      ),
-    );
-  return el(
-    "div",
-    { class: "dials" },
-    select("why", candidate, false, (id) => store.set({ candidate: id })),
-    select("rather than", rival, true, (id) => store.set({ rival: id })),
-  );
+	const { candidate, rival, tokens } = question(scene);
+	/**
+	 * @param {string} label
+	 * @param {number | null} chosen
+	 * @param {boolean} withNone
+	 * @param {(id: number) => void} choose
+	 */
+	const select = (label, chosen, withNone, choose) =>
+		el(
+			"label",
+			{},
+			label,
+			el(
+				"select",
+				{
+					on: { change: (/** @type {any} */ event) => choose(Number(event.target.value)) },
+				},
+				withNone ? el("option", { value: "-1", selected: chosen === null }, "nothing") : null,
+				tokens.map((id) =>
+					el("option", { value: String(id), selected: id === chosen }, quoted(scene.token(id))),
+				),
+			),
+		);
+	return el(
+		"div",
+		{ class: "dials" },
+		select("why", candidate, false, (id) => store.set({ candidate: id })),
+		select("rather than", rival, true, (id) => store.set({ rival: id })),
+	);
 }
 
 /** The table of shares: layers down, heads and the feed-forward across. @param {Scene} scene */
 function shares(scene) {
-  const { parts, share } = question(scene);
-  const isWide = scene.columns.isWide;
-  const hasBias = parts.some((part) => /^\d+\.bias$/.test(part));
-  const heads = Array.from({ length: scene.heads }, (_, h) => h);
-  const most = Math.max(...parts.map((_, i) => Math.abs(share(i))));
-  const cell = (/** @type {string} */ part, across = 1) => shareCell(scene, part, most, across);
-  const titles = [
-    ...heads.map((h) => (isWide && scene.heads <= 6 ? `head ${h}` : `h${h}`)),
-    isWide ? "feed-fwd" : "ff",
-    ...(hasBias ? ["bias"] : []),
-    "sum",
-  ];
-  let sum = share(parts.indexOf("embedding"));
-  const row = (/** @type {string} */ name, /** @type {any[]} */ cells, /** @type {number} */ own) =>
-    el(
-      "tr",
-      {},
-      el("th", { scope: "row" }, name),
-      cells,
-      el("td", { class: "sum" }, signed(own)),
-      el("td", { class: "run" }, fixed(sum)),
-    );
-  const across = titles.length - 1;
-  const rows = [row(isWide ? "embedding" : "emb", [cell("embedding", across)], sum)];
-  for (let l = 0; l < scene.layers; l++) {
-    const own = [...heads.map((h) => `${l}.${h}`), `${l}.feedforward`];
-    if (hasBias) own.push(`${l}.bias`);
-    const total = own.reduce((a, part) => a + (share(parts.indexOf(part)) || 0), 0);
-    sum += total;
-    rows.push(
-      row(
-        isWide ? `layer ${l}` : `${l}`,
-        own.map((part) => cell(part)),
-        total,
-      ),
-    );
-  }
-  if (parts.includes("norm.bias")) {
-    sum += share(parts.indexOf("norm.bias"));
-    const own = share(parts.indexOf("norm.bias"));
-    rows.push(row(isWide ? "last norm" : "norm", [cell("norm.bias", across)], own));
-  }
-  return el(
-    "table",
-    { class: "con", style: { "min-width": `${74 + titles.length * 42}px` } },
-    el(
-      "thead",
-      {},
-      el(
-        "tr",
-        {},
-        el("th", { class: "corner" }),
-        titles.map((title) => el("th", { scope: "col" }, title)),
-        el("th", { scope: "col", class: "run" }, "so far"),
-      ),
-    ),
-    el("tbody", {}, rows),
-  );
+	const { parts, share } = question(scene);
+	const isWide = scene.columns.isWide;
+	const hasBias = parts.some((part) => /^\d+\.bias$/.test(part));
+	const heads = Array.from({ length: scene.heads }, (_, h) => h);
+	const most = Math.max(...parts.map((_, i) => Math.abs(share(i))));
+	const cell = (/** @type {string} */ part, across = 1) => shareCell(scene, part, most, across);
+	const titles = [
+		...heads.map((h) => (isWide && scene.heads <= 6 ? `head ${h}` : `h${h}`)),
+		isWide ? "feed-fwd" : "ff",
+		...(hasBias ? ["bias"] : []),
+		"sum",
+	];
+	let sum = share(parts.indexOf("embedding"));
+	const row = (/** @type {string} */ name, /** @type {any[]} */ cells, /** @type {number} */ own) =>
+		el(
+			"tr",
+			{},
+			el("th", { scope: "row" }, name),
+			cells,
+			el("td", { class: "sum" }, signed(own)),
+			el("td", { class: "run" }, fixed(sum)),
+		);
+	const across = titles.length - 1;
+	const rows = [row(isWide ? "embedding" : "emb", [cell("embedding", across)], sum)];
+	for (let l = 0; l < scene.layers; l++) {
+		const own = [...heads.map((h) => `${l}.${h}`), `${l}.feedforward`];
+		if (hasBias) own.push(`${l}.bias`);
+		const total = own.reduce((a, part) => a + (share(parts.indexOf(part)) || 0), 0);
+		sum += total;
+		rows.push(
+			row(
+				isWide ? `layer ${l}` : `${l}`,
+				own.map((part) => cell(part)),
+				total,
+			),
+		);
+	}
+	if (parts.includes("norm.bias")) {
+		sum += share(parts.indexOf("norm.bias"));
+		const own = share(parts.indexOf("norm.bias"));
+		rows.push(row(isWide ? "last norm" : "norm", [cell("norm.bias", across)], own));
+	}
+	return el(
+		"table",
+		{ class: "con", style: { "min-width": `${74 + titles.length * 42}px` } },
+		el(
+			"thead",
+			{},
+			el(
+				"tr",
+				{},
+				el("th", { class: "corner" }),
+				titles.map((title) => el("th", { scope: "col" }, title)),
+				el("th", { scope: "col", class: "run" }, "so far"),
+			),
+		),
+		el("tbody", {}, rows),
+	);
 }
 
 /** @param {Scene} scene @param {string} part @param {number} most @param {number} across columns */
 function shareCell(scene, part, most, across) {
-  const { parts, share, candidate, rival } = question(scene);
-  const place = parts.indexOf(part);
-  if (place < 0) return el("td");
-  const value = share(place);
-  const [layer, head] = part.split(".").map(Number);
-  const isHead = Number.isInteger(layer) && Number.isInteger(head);
-  const key = `why.${part.replace(".", "-")}`;
-  const side = value > 0 ? "left" : "right";
-  const bar = {
-    [side]: "50%",
-    width: `${most > 0 ? (Math.abs(value) / most) * 46 : 0}%`,
-    background: value > 0 ? "var(--look)" : "var(--cost)",
-  };
-  const look = () => {
-    if (isHead && rival !== null) store.look({ layer, head, towards: [candidate, rival] });
-  };
-  const button = el(
-    "button",
-    {
-      type: "button",
-      title: `${partName(part)}: ${signed(value, 4)}`,
-      "aria-label": `${partName(part)} ${signed(value)}`,
-      "aria-current": String(store.state.n === key),
-      on: {
-        click: () => store.set(isHead ? { n: key, layer, head } : { n: key }),
-        pointerenter: look,
-        focus: look,
-        pointerleave: () => store.look({}),
-        blur: () => store.look({}),
-      },
-    },
-    el("span", { class: Math.abs(value) < most * SMALL ? "soft" : "" }, signed(value)),
-    el("i", { style: bar }),
-  );
-  return el("td", across > 1 ? { colspan: across, class: "across" } : {}, button);
+	const { parts, share, candidate, rival } = question(scene);
+	const place = parts.indexOf(part);
+	if (place < 0) return el("td");
+	const value = share(place);
+	const [layer, head] = part.split(".").map(Number);
+	const isHead = Number.isInteger(layer) && Number.isInteger(head);
+	const key = `why.${part.replace(".", "-")}`;
+	const side = value > 0 ? "left" : "right";
+	const bar = {
+		[side]: "50%",
+		width: `${most > 0 ? (Math.abs(value) / most) * 46 : 0}%`,
+		background: value > 0 ? "var(--look)" : "var(--cost)",
+	};
+	const look = () => {
+		if (isHead && rival !== null) store.look({ layer, head, towards: [candidate, rival] });
+	};
+	const button = el(
+		"button",
+		{
+			type: "button",
+			title: `${partName(part)}: ${signed(value, 4)}`,
+			"aria-label": `${partName(part)} ${signed(value)}`,
+			"aria-current": String(store.state.n === key),
+			on: {
+				click: () => store.set(isHead ? { n: key, layer, head } : { n: key }),
+				pointerenter: look,
+				focus: look,
+				pointerleave: () => store.look({}),
+				blur: () => store.look({}),
+			},
+		},
+		el("span", { class: Math.abs(value) < most * SMALL ? "soft" : "" }, signed(value)),
+		el("i", { style: bar }),
+	);
+	return el("td", across > 1 ? { colspan: across, class: "across" } : {}, button);
 }
 
 /** @param {Scene} scene */
 function proof(scene) {
-  const { parts, share, logit, rival } = question(scene);
-  const sum = parts.reduce((total, _, i) => total + share(i), 0);
-  const gap = sum - logit;
-  return el(
-    "p",
-    { class: "proof" },
-    `${parts.length} parts sum to `,
-    strong(fixed(sum, 4)),
-    rival === null ? "; the logit is " : "; the logits differ by ",
-    strong(fixed(logit, 4)),
-    Math.abs(gap) < MAX_GAP ? " ✓" : ` (off by ${gap.toExponential(1)})`,
-    ".",
-  );
+	const { parts, share, logit, rival } = question(scene);
+	const sum = parts.reduce((total, _, i) => total + share(i), 0);
+	const gap = sum - logit;
+	return el(
+		"p",
+		{ class: "proof" },
+		`${parts.length} parts sum to `,
+		strong(fixed(sum, 4)),
+		rival === null ? "; the logit is " : "; the logits differ by ",
+		strong(fixed(logit, 4)),
+		Math.abs(gap) < MAX_GAP ? " ✓" : ` (off by ${gap.toExponential(1)})`,
+		".",
+	);
 }
 
 /** How the answer forms with depth. @param {Scene} scene */
 function depthChart(scene) {
-  const answer = scene.answer(depthAsk(scene)[0] ?? "");
-  const { tokens, candidate } = question(scene);
-  const asked = answer?.arrays.asked_logprobs;
-  if (!answer || !asked) return null;
-  const places = /** @type {string[]} */ (answer.header.places);
-  const { room, isWide } = scene.columns;
-  const shown = tokens.slice(0, LINES);
-  for (const id of [scene.target, candidate]) {
-    if (id !== null && tokens.includes(id) && !shown.includes(id)) shown.push(id);
-  }
-  const probability = (/** @type {number} */ i, /** @type {number} */ id) =>
-    Math.exp(asked.at(i, tokens.indexOf(id)));
-  const highest = Math.max(...shown.flatMap((id) => places.map((_, i) => probability(i, id))));
-  const top = [0.1, 0.2, 0.5].find((bound) => highest <= bound) ?? 1;
-  const ticks = places.flatMap((place, i) => {
-    if (i === 0) return [{ at: 0, text: "emb" }];
-    return place.endsWith(".attention") ? [] : [{ at: i, text: place.split(".")[1] }];
-  });
-  return lineChart({
-    title: "How the answer forms with depth",
-    width: isWide ? Math.floor((room - 28) * 0.4) : room,
-    height: 206,
-    xAxis: { most: places.length - 1, label: "layer", ticks },
-    yAxis: { least: 0, most: top, ticks: [0, top / 2, top], format: percent },
-    lines: shown.map((id, k) => {
-      const isNext = id === scene.target;
-      return {
-        name: glyphs(scene.token(id), 6),
-        points: places.map((_, i) => [i, probability(i, id)]),
-        colour: k === 0 ? `rgb(${palette.look})` : palette.soft,
-        width: k === 0 ? 2.4 : 1.4,
-        dash: isNext && k > 0 ? "4 3" : "",
-        isStrong: isNext,
-      };
-    }),
-    describe: `Probability of ${shown.map((id) => quoted(scene.token(id))).join(", ")} from ${
-      placeName(places[0]).long
-    } to the output`,
-  });
+	const answer = scene.answer(depthAsk(scene)[0] ?? "");
+	const { tokens, candidate } = question(scene);
+	const asked = answer?.arrays.asked_logprobs;
+	if (!answer || !asked) return null;
+	const places = /** @type {string[]} */ (answer.header.places);
+	const { room, isWide } = scene.columns;
+	const shown = tokens.slice(0, LINES);
+	for (const id of [scene.target, candidate]) {
+		if (id !== null && tokens.includes(id) && !shown.includes(id)) shown.push(id);
+	}
+	const probability = (/** @type {number} */ i, /** @type {number} */ id) =>
+		Math.exp(asked.at(i, tokens.indexOf(id)));
+	const highest = Math.max(...shown.flatMap((id) => places.map((_, i) => probability(i, id))));
+	const top = [0.1, 0.2, 0.5].find((bound) => highest <= bound) ?? 1;
+	const ticks = places.flatMap((place, i) => {
+		if (i === 0) return [{ at: 0, text: "emb" }];
+		return place.endsWith(".attention") ? [] : [{ at: i, text: place.split(".")[1] }];
+	});
+	return lineChart({
+		title: "How the answer forms with depth",
+		width: isWide ? Math.floor((room - 28) * 0.4) : room,
+		height: 206,
+		xAxis: { most: places.length - 1, label: "layer", ticks },
+		yAxis: { least: 0, most: top, ticks: [0, top / 2, top], format: percent },
+		lines: shown.map((id, k) => {
+			const isNext = id === scene.target;
+			return {
+				name: glyphs(scene.token(id), 6),
+				points: places.map((_, i) => [i, probability(i, id)]),
+				colour: k === 0 ? `rgb(${palette.look})` : palette.soft,
+				width: k === 0 ? 2.4 : 1.4,
+				dash: isNext && k > 0 ? "4 3" : "",
+				isStrong: isNext,
+			};
+		}),
+		describe: `Probability of ${shown.map((id) => quoted(scene.token(id))).join(", ")} from ${
+			placeName(places[0]).long
+		} to the output`,
+	});
 }
 
 /** @param {string} part the name in engines/inspection of what a part writes */
 function activationName(part) {
-  const [layer, rest] = part.split(".");
-  if (rest === undefined) return "embedding";
-  if (layer === "norm") return "norm";
-  if (rest === "feedforward") return `blocks.${layer}.feedforward`;
-  return rest === "bias" ? `blocks.${layer}.attention` : `blocks.${layer}.attention.heads`;
+	const [layer, rest] = part.split(".");
+	if (rest === undefined) return "embedding";
+	if (layer === "norm") return "norm";
+	if (rest === "feedforward") return `blocks.${layer}.feedforward`;
+	return rest === "bias" ? `blocks.${layer}.attention` : `blocks.${layer}.attention.heads`;
 }

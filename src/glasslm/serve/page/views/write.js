@@ -31,8 +31,8 @@ const placeOf = (scene) => `${scene.checkpoint.hash} ${scene.text.id} ${scene.t}
 
 /** @param {Scene} scene */
 function sampling(scene) {
-  const { temperature, topK, topP, minP } = scene.state;
-  return `temperature=${temperature}&top_k=${topK}&top_p=${topP}&min_p=${minP}`;
+	const { temperature, topK, topP, minP } = scene.state;
+	return `temperature=${temperature}&top_k=${topK}&top_p=${topP}&min_p=${minP}`;
 }
 
 /** @param {Scene} scene */
@@ -40,20 +40,20 @@ const distributionAsk = (scene) => `distribution?t=${scene.t}&${sampling(scene)}
 
 /** @param {Scene} scene @param {number[]} then */
 const writeAsk = (scene, then) =>
-  `write?t=${scene.t}&then=${then.join(",")}&count=${CHUNK}&${sampling(scene)}`;
+	`write?t=${scene.t}&then=${then.join(",")}&count=${CHUNK}&${sampling(scene)}`;
 
 /** @param {Scene} scene */
 function candidates(scene) {
-  const { ids, before, after } = scene.answer(distributionAsk(scene))?.arrays ?? {};
-  return Array.from(ids?.data ?? [], (id, i) => ({ id, before: before.at(i), after: after.at(i) }));
+	const { ids, before, after } = scene.answer(distributionAsk(scene))?.arrays ?? {};
+	return Array.from(ids?.data ?? [], (id, i) => ({ id, before: before.at(i), after: after.at(i) }));
 }
 
 /** The candidates that have a row: the likeliest, and the one that comes. @param {Scene} scene */
 function shownCandidates(scene) {
-  const all = candidates(scene);
-  const shown = all.slice(0, SHOWN);
-  const comes = all.find(({ id }) => id === scene.target);
-  return comes && !shown.includes(comes) ? [...shown, comes] : shown;
+	const all = candidates(scene);
+	const shown = all.slice(0, SHOWN);
+	const comes = all.find(({ id }) => id === scene.target);
+	return comes && !shown.includes(comes) ? [...shown, comes] : shown;
 }
 
 /**
@@ -63,227 +63,227 @@ function shownCandidates(scene) {
  * @returns {{tokens: Written[], next: string | null, asks: string[]}}
  */
 function continuation(scene, path) {
-  /** @type {Written[]} */
-  const tokens = [];
-  const asks = [];
-  while (tokens.length < LONGEST) {
-    const ask = writeAsk(scene, [...path, ...tokens.map(({ id }) => id)]);
-    asks.push(ask);
-    const answer = scene.answer(ask);
-    if (!answer) return { tokens, next: ask, asks };
-    const { ids, logprobs, top_ids: topIds, top_logprobs: topLogprobs } = answer.arrays;
-    if (!ids) break;
-    for (let i = 0; i < ids.shape[0]; i++) {
-      const top = topIds.row(i).map((id, k) => [id, Math.exp(topLogprobs.at(i, k))]);
-      const p = Math.exp(logprobs.at(i));
-      tokens.push({ id: ids.at(i), p, top: /** @type {[number, number][]} */ (top) });
-    }
-    if (answer.header.is_finished || ids.shape[0] < CHUNK) break;
-  }
-  return { tokens, next: null, asks };
+	/** @type {Written[]} */
+	const tokens = [];
+	const asks = [];
+	while (tokens.length < LONGEST) {
+		const ask = writeAsk(scene, [...path, ...tokens.map(({ id }) => id)]);
+		asks.push(ask);
+		const answer = scene.answer(ask);
+		if (!answer) return { tokens, next: ask, asks };
+		const { ids, logprobs, top_ids: topIds, top_logprobs: topLogprobs } = answer.arrays;
+		if (!ids) break;
+		for (let i = 0; i < ids.shape[0]; i++) {
+			const top = topIds.row(i).map((id, k) => [id, Math.exp(topLogprobs.at(i, k))]);
+			const p = Math.exp(logprobs.at(i));
+			tokens.push({ id: ids.at(i), p, top: /** @type {[number, number][]} */ (top) });
+		}
+		if (answer.header.is_finished || ids.shape[0] < CHUNK) break;
+	}
+	return { tokens, next: null, asks };
 }
 
 /** All rows: each candidate, below it the branches that begin with it. @param {Scene} scene */
 function paths(scene) {
-  const own = branches.get(placeOf(scene)) ?? [];
-  return shownCandidates(scene).flatMap(({ id }) => [
-    [id],
-    ...own.filter((path) => path[0] === id && path.length > 1),
-  ]);
+	const own = branches.get(placeOf(scene)) ?? [];
+	return shownCandidates(scene).flatMap(({ id }) => [
+		[id],
+		...own.filter((path) => path[0] === id && path.length > 1),
+	]);
 }
 
 /** @type {import("../scene.js").View} */
 export const write = {
-  id: "write",
-  title: "Write",
-  purpose: "What the model expects next, and how it goes on.",
-  sentenceAsks: (scene) => [distributionAsk(scene)],
-  asks: (scene) => [distributionAsk(scene)],
-  wishes: (scene) => paths(scene).flatMap((path) => continuation(scene, path).asks),
-  extra: (scene) => [
-    paths(scene).map((path) => continuation(scene, path).tokens.length),
-    opened,
-    branches.get(placeOf(scene))?.length,
-  ],
+	id: "write",
+	title: "Write",
+	purpose: "What the model expects next, and how it goes on.",
+	sentenceAsks: (scene) => [distributionAsk(scene)],
+	asks: (scene) => [distributionAsk(scene)],
+	wishes: (scene) => paths(scene).flatMap((path) => continuation(scene, path).asks),
+	extra: (scene) => [
+		paths(scene).map((path) => continuation(scene, path).tokens.length),
+		opened,
+		branches.get(placeOf(scene))?.length,
+	],
 
-  sentence(scene) {
-    const all = candidates(scene);
-    const [best] = all;
-    const expects = [
-      "It expects ",
-      strong(quoted(scene.token(best.id))),
-      " (",
-      number(percent(best.before), `write.${best.id}`),
-      ")",
-    ];
-    const comes = all.find(({ id }) => id === scene.target);
-    if (!comes) return [...expects, "; here the text ends."];
-    if (comes === best) return [...expects, ", and that is what comes."];
-    return [
-      ...expects,
-      "; what comes is ",
-      strong(quoted(scene.token(comes.id))),
-      " (",
-      number(percent(comes.before), `write.${comes.id}`),
-      ").",
-    ];
-  },
+	sentence(scene) {
+		const all = candidates(scene);
+		const [best] = all;
+		const expects = [
+			"It expects ",
+			strong(quoted(scene.token(best.id))),
+			" (",
+			number(percent(best.before), `write.${best.id}`),
+			")",
+		];
+		const comes = all.find(({ id }) => id === scene.target);
+		if (!comes) return [...expects, "; here the text ends."];
+		if (comes === best) return [...expects, ", and that is what comes."];
+		return [
+			...expects,
+			"; what comes is ",
+			strong(quoted(scene.token(comes.id))),
+			" (",
+			number(percent(comes.before), `write.${comes.id}`),
+			").",
+		];
+	},
 
-  draw(scene) {
-    const { others } = scene.answer(distributionAsk(scene))?.header ?? {};
-    const all = candidates(scene);
-    const hidden = all.length - shownCandidates(scene).length;
-    const rest = hidden + (others ?? 0);
-    return [
-      dials(scene),
-      el(
-        "div",
-        { class: "alts" },
-        paths(scene).flatMap((path) => [row(scene, path), alternatives(scene, path)]),
-      ),
-      el(
-        "p",
-        { class: "cap" },
-        barKey("", "the model’s own"),
-        barKey("outlined", "after the dials"),
-        legend("look", { low: "0", high: "1", what: "probability of what it wrote", top: ALPHA }),
-        el("span", { class: "key" }, el("i", { class: "frame" }), "what the text has"),
-        rest > 0 ? `${count(rest)} more could be drawn` : "nothing else can be drawn",
-      ),
-      asTable(() => write.rows(scene)),
-    ];
-  },
+	draw(scene) {
+		const { others } = scene.answer(distributionAsk(scene))?.header ?? {};
+		const all = candidates(scene);
+		const hidden = all.length - shownCandidates(scene).length;
+		const rest = hidden + (others ?? 0);
+		return [
+			dials(scene),
+			el(
+				"div",
+				{ class: "alts" },
+				paths(scene).flatMap((path) => [row(scene, path), alternatives(scene, path)]),
+			),
+			el(
+				"p",
+				{ class: "cap" },
+				barKey("", "the model’s own"),
+				barKey("outlined", "after the dials"),
+				legend("look", { low: "0", high: "1", what: "probability of what it wrote", top: ALPHA }),
+				el("span", { class: "key" }, el("i", { class: "frame" }), "what the text has"),
+				rest > 0 ? `${count(rest)} more could be drawn` : "nothing else can be drawn",
+			),
+			asTable(() => write.rows(scene)),
+		];
+	},
 
-  rows(scene) {
-    return [
-      ["candidate", "token", "probability", "after the dials", "goes on"],
-      ...candidates(scene).map(({ id, before, after }) => {
-        const text = continuation(scene, [id]).tokens.map((token) => scene.token(token.id));
-        return [glyphs(scene.token(id)), id, before, after, glyphs(text.join(""))];
-      }),
-    ];
-  },
+	rows(scene) {
+		return [
+			["candidate", "token", "probability", "after the dials", "goes on"],
+			...candidates(scene).map(({ id, before, after }) => {
+				const text = continuation(scene, [id]).tokens.map((token) => scene.token(token.id));
+				return [glyphs(scene.token(id)), id, before, after, glyphs(text.join(""))];
+			}),
+		];
+	},
 
-  origin(scene, [key]) {
-    const candidate = candidates(scene).find(({ id }) => String(id) === key);
-    if (!candidate) return null;
-    const place = `for ${quoted(scene.token(candidate.id))} after position ${scene.t}`;
-    return {
-      value: fixed(candidate.before, 4),
-      words: [`softmax of the logits, ${place}, before the dials`],
-      name: "logits",
-      python: (code) =>
-        `x = ${code}[${scene.t}]\nnp.exp(x - np.logaddexp.reduce(x))[${candidate.id}]`,
-      shape: `(${scene.length}, ${scene.run.vocab_size})`,
-    };
-  },
+	origin(scene, [key]) {
+		const candidate = candidates(scene).find(({ id }) => String(id) === key);
+		if (!candidate) return null;
+		const place = `for ${quoted(scene.token(candidate.id))} after position ${scene.t}`;
+		return {
+			value: fixed(candidate.before, 4),
+			words: [`softmax of the logits, ${place}, before the dials`],
+			name: "logits",
+			python: (code) =>
+				`x = ${code}[${scene.t}]\nnp.exp(x - np.logaddexp.reduce(x))[${candidate.id}]`,
+			shape: `(${scene.length}, ${scene.run.vocab_size})`,
+		};
+	},
 };
 
 /** @param {string} kind @param {string} words */
 const barKey = (kind, words) =>
-  el("span", { class: "key" }, el("i", { class: `bar ${kind}` }), words);
+	el("span", { class: "key" }, el("i", { class: `bar ${kind}` }), words);
 
 /** @param {Scene} scene */
 function dials(scene) {
-  const { temperature, topK, topP } = scene.state;
-  const most = Math.min(scene.run.vocab_size, 50);
-  /**
-   * @param {string} name
-   * @param {number} value
-   * @param {{min: number, max: number, step: number}} range
-   * @param {string} shown
-   * @param {(value: number) => void} set
-   */
-  const dial = (name, value, range, shown, set) =>
-    el(
-      "label",
-      {},
-      name,
-      el("input", {
-        type: "range",
-        ...range,
-        value: String(value),
-        "aria-valuetext": shown,
-        on: { input: (/** @type {any} */ event) => set(Number(event.target.value)) },
-      }),
-      el("output", {}, shown),
-    );
-  return el(
-    "div",
-    { class: "dials" },
-    dial("temperature", temperature, { min: 0, max: 2, step: 0.05 }, fixed(temperature), (value) =>
-      store.set({ temperature: value }),
-    ),
-    dial("top-k", topK, { min: 0, max: most, step: 1 }, topK ? String(topK) : "all", (value) =>
-      store.set({ topK: value }),
-    ),
-    dial("top-p", topP, { min: 0, max: 1, step: 0.01 }, fixed(topP), (value) =>
-      store.set({ topP: value }),
-    ),
-  );
+	const { temperature, topK, topP } = scene.state;
+	const most = Math.min(scene.run.vocab_size, 50);
+	/**
+	 * @param {string} name
+	 * @param {number} value
+	 * @param {{min: number, max: number, step: number}} range
+	 * @param {string} shown
+	 * @param {(value: number) => void} set
+	 */
+	const dial = (name, value, range, shown, set) =>
+		el(
+			"label",
+			{},
+			name,
+			el("input", {
+				type: "range",
+				...range,
+				value: String(value),
+				"aria-valuetext": shown,
+				on: { input: (/** @type {any} */ event) => set(Number(event.target.value)) },
+			}),
+			el("output", {}, shown),
+		);
+	return el(
+		"div",
+		{ class: "dials" },
+		dial("temperature", temperature, { min: 0, max: 2, step: 0.05 }, fixed(temperature), (value) =>
+			store.set({ temperature: value }),
+		),
+		dial("top-k", topK, { min: 0, max: most, step: 1 }, topK ? String(topK) : "all", (value) =>
+			store.set({ topK: value }),
+		),
+		dial("top-p", topP, { min: 0, max: 1, step: 0.01 }, fixed(topP), (value) =>
+			store.set({ topP: value }),
+		),
+	);
 }
 
 /** A candidate, or a branch, with its continuation. @param {Scene} scene @param {number[]} path */
 function row(scene, path) {
-  const candidate = shownCandidates(scene).find(({ id }) => id === path[0]);
-  const { tokens } = continuation(scene, path);
-  const isBranch = path.length > 1;
-  const isNext = path[0] === scene.target && !isBranch;
-  const own = candidate && !isBranch ? candidate : null;
-  const last = path[path.length - 1];
-  const room = scene.columns.gutter > 80 ? scene.columns.gutter - 56 : 24;
-  const classes = ["alt", isNext && "chosen", isBranch && "branch", own?.after === 0 && "gone"];
-  const full = [...path, ...tokens.map(({ id }) => id)];
-  return el(
-    "div",
-    { class: classes.filter(Boolean).join(" "), "data-key": path.join(",") },
-    el(
-      "span",
-      { class: "p" },
-      own
-        ? [
-            el("i", { style: { width: `${Math.max(1, own.before * room)}px` } }),
-            el("i", { style: { width: `${Math.max(0, own.after * room)}px` } }),
-            number(percent(own.before), `write.${own.id}`),
-          ]
-        : "from there",
-    ),
-    el(
-      "button",
-      {
-        type: "button",
-        class: isNext ? "ch hit" : "ch",
-        "aria-label": `Take ${quoted(scene.token(last))} and go on from it`,
-        title: "take it: the text goes on from here",
-        on: { click: () => takeOver(scene, path) },
-      },
-      glyphs(scene.token(last), 12),
-    ),
-    el(
-      "span",
-      { class: "line" },
-      written(scene, path, tokens),
-      takeAll(scene, full, tokens.length),
-    ),
-  );
+	const candidate = shownCandidates(scene).find(({ id }) => id === path[0]);
+	const { tokens } = continuation(scene, path);
+	const isBranch = path.length > 1;
+	const isNext = path[0] === scene.target && !isBranch;
+	const own = candidate && !isBranch ? candidate : null;
+	const last = path[path.length - 1];
+	const room = scene.columns.gutter > 80 ? scene.columns.gutter - 56 : 24;
+	const classes = ["alt", isNext && "chosen", isBranch && "branch", own?.after === 0 && "gone"];
+	const full = [...path, ...tokens.map(({ id }) => id)];
+	return el(
+		"div",
+		{ class: classes.filter(Boolean).join(" "), "data-key": path.join(",") },
+		el(
+			"span",
+			{ class: "p" },
+			own
+				? [
+						el("i", { style: { width: `${Math.max(1, own.before * room)}px` } }),
+						el("i", { style: { width: `${Math.max(0, own.after * room)}px` } }),
+						number(percent(own.before), `write.${own.id}`),
+					]
+				: "from there",
+		),
+		el(
+			"button",
+			{
+				type: "button",
+				class: isNext ? "ch hit" : "ch",
+				"aria-label": `Take ${quoted(scene.token(last))} and go on from it`,
+				title: "take it: the text goes on from here",
+				on: { click: () => takeOver(scene, path) },
+			},
+			glyphs(scene.token(last), 12),
+		),
+		el(
+			"span",
+			{ class: "line" },
+			written(scene, path, tokens),
+			takeAll(scene, full, tokens.length),
+		),
+	);
 }
 
 /** @param {Scene} scene @param {number[]} full @param {number} written */
 function takeAll(scene, full, written) {
-  if (!written) return null;
-  return tool("use", () => takeOver(scene, full), {
-    class: "tool use",
-    title: "make this the text on the ruler",
-    "aria-label": "Use this continuation as the text",
-  });
+	if (!written) return null;
+	return tool("use", () => takeOver(scene, full), {
+		class: "tool use",
+		title: "make this the text on the ruler",
+		"aria-label": "Use this continuation as the text",
+	});
 }
 
 /** The text up to the caret, then these tokens, becomes the text. @param {Scene} scene @param {number[]} path */
 function takeOver(scene, path) {
-  const read = scene.text.tokens.slice(0, scene.t + 1).map(({ text }) => text);
-  const text = [...read, ...path.map((id) => scene.token(id))].join("");
-  hideTip();
-  store.set({ text, t: scene.t + path.length });
+	const read = scene.text.tokens.slice(0, scene.t + 1).map(({ text }) => text);
+	const text = [...read, ...path.map((id) => scene.token(id))].join("");
+	hideTip();
+	store.set({ text, t: scene.t + path.length });
 }
 
 /**
@@ -293,88 +293,88 @@ function takeOver(scene, path) {
  * @param {Written[]} tokens
  */
 function written(scene, path, tokens) {
-  const before = scene.text.tokens.slice(0, scene.t + 1).map(({ text }) => text);
-  const context = scene.columns.isWide ? glyphs([...before.join("")].slice(-CONTEXT).join("")) : "";
-  const inner = path.map((id) => glyphs(scene.token(id))).join("");
-  const tell = (/** @type {any} */ event, /** @type {Written} */ token) => {
-    const box = event.currentTarget.getBoundingClientRect();
-    const others = token.top.map(([id, p]) => `${quoted(scene.token(id))} ${percent(p)}`);
-    const at = { clientX: box.left, clientY: box.bottom - 12 };
-    showTip(at, others.join("  "), "click: choose another");
-  };
-  const buttons = tokens.map((token, i) =>
-    el(
-      "button",
-      {
-        type: "button",
-        tabindex: i === 0 ? 0 : -1,
-        style: { background: tint("look", token.p * ALPHA) },
-        "aria-label": `${glyphs(scene.token(token.id))}, ${percent(token.p)}`,
-        on: {
-          click: () => {
-            opened = { place: placeOf(scene), path, at: i };
-            hideTip();
-            store.set({});
-          },
-          pointerenter: (/** @type {any} */ event) => tell(event, token),
-          pointerleave: hideTip,
-          focus: (/** @type {any} */ event) => tell(event, token),
-          blur: hideTip,
-          keydown: moveAlong,
-        },
-      },
-      glyphs(scene.token(token.id)),
-    ),
-  );
-  return el("span", { class: "txt" }, el("s", {}, context), el("b", {}, inner), buttons);
+	const before = scene.text.tokens.slice(0, scene.t + 1).map(({ text }) => text);
+	const context = scene.columns.isWide ? glyphs([...before.join("")].slice(-CONTEXT).join("")) : "";
+	const inner = path.map((id) => glyphs(scene.token(id))).join("");
+	const tell = (/** @type {any} */ event, /** @type {Written} */ token) => {
+		const box = event.currentTarget.getBoundingClientRect();
+		const others = token.top.map(([id, p]) => `${quoted(scene.token(id))} ${percent(p)}`);
+		const at = { clientX: box.left, clientY: box.bottom - 12 };
+		showTip(at, others.join("  "), "click: choose another");
+	};
+	const buttons = tokens.map((token, i) =>
+		el(
+			"button",
+			{
+				type: "button",
+				tabindex: i === 0 ? 0 : -1,
+				style: { background: tint("look", token.p * ALPHA) },
+				"aria-label": `${glyphs(scene.token(token.id))}, ${percent(token.p)}`,
+				on: {
+					click: () => {
+						opened = { place: placeOf(scene), path, at: i };
+						hideTip();
+						store.set({});
+					},
+					pointerenter: (/** @type {any} */ event) => tell(event, token),
+					pointerleave: hideTip,
+					focus: (/** @type {any} */ event) => tell(event, token),
+					blur: hideTip,
+					keydown: moveAlong,
+				},
+			},
+			glyphs(scene.token(token.id)),
+		),
+	);
+	return el("span", { class: "txt" }, el("s", {}, context), el("b", {}, inner), buttons);
 }
 
 /** Arrow keys move from token to token. @param {any} event */
 function moveAlong(event) {
-  const sibling = {
-    ArrowLeft: event.currentTarget.previousElementSibling,
-    ArrowRight: event.currentTarget.nextElementSibling,
-  }[/** @type {"ArrowLeft"} */ (event.key)];
-  if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
-  event.preventDefault();
-  event.stopPropagation();
-  if (sibling?.nodeName === "BUTTON") sibling.focus();
+	const sibling = {
+		ArrowLeft: event.currentTarget.previousElementSibling,
+		ArrowRight: event.currentTarget.nextElementSibling,
+	}[/** @type {"ArrowLeft"} */ (event.key)];
+	if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+	event.preventDefault();
+	event.stopPropagation();
+	if (sibling?.nodeName === "BUTTON") sibling.focus();
 }
 
 /** What could stand in the place of the opened token. @param {Scene} scene @param {number[]} path */
 function alternatives(scene, path) {
-  if (!opened || opened.place !== placeOf(scene) || opened.path.join() !== path.join()) return null;
-  const { at } = opened;
-  const { tokens } = continuation(scene, path);
-  const token = tokens[at];
-  if (!token) return null;
-  const choose = (/** @type {number} */ id) => {
-    const branch = [...path, ...tokens.slice(0, at).map((other) => other.id), id];
-    const own = branches.get(placeOf(scene)) ?? [];
-    if (!own.some((other) => other.join() === branch.join())) own.push(branch);
-    branches.set(placeOf(scene), own);
-    opened = null;
-    store.set({});
-  };
-  const buttons = token.top
-    .filter(([id]) => id !== token.id)
-    .map(([id, p]) =>
-      el(
-        "button",
-        { type: "button", on: { click: () => choose(id) } },
-        el("code", {}, glyphs(scene.token(id), 12)),
-        ` ${percent(p)}`,
-      ),
-    );
-  const close = () => {
-    opened = null;
-    store.set({});
-  };
-  return el(
-    "div",
-    { class: "choices", role: "group", "aria-label": "Alternatives" },
-    `instead of ${quoted(scene.token(token.id))} ${percent(token.p)}:`,
-    buttons,
-    tool("✕", close, { "aria-label": "Close the alternatives" }),
-  );
+	if (!opened || opened.place !== placeOf(scene) || opened.path.join() !== path.join()) return null;
+	const { at } = opened;
+	const { tokens } = continuation(scene, path);
+	const token = tokens[at];
+	if (!token) return null;
+	const choose = (/** @type {number} */ id) => {
+		const branch = [...path, ...tokens.slice(0, at).map((other) => other.id), id];
+		const own = branches.get(placeOf(scene)) ?? [];
+		if (!own.some((other) => other.join() === branch.join())) own.push(branch);
+		branches.set(placeOf(scene), own);
+		opened = null;
+		store.set({});
+	};
+	const buttons = token.top
+		.filter(([id]) => id !== token.id)
+		.map(([id, p]) =>
+			el(
+				"button",
+				{ type: "button", on: { click: () => choose(id) } },
+				el("code", {}, glyphs(scene.token(id), 12)),
+				` ${percent(p)}`,
+			),
+		);
+	const close = () => {
+		opened = null;
+		store.set({});
+	};
+	return el(
+		"div",
+		{ class: "choices", role: "group", "aria-label": "Alternatives" },
+		`instead of ${quoted(scene.token(token.id))} ${percent(token.p)}:`,
+		buttons,
+		tool("✕", close, { "aria-label": "Close the alternatives" }),
+	);
 }
