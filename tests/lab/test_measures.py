@@ -14,9 +14,9 @@ from glasslm.lab.statistics import judge_family
 from glasslm.lab.studies.measures import (
     compare_trials,
     counting_error,
+    fitted_value,
     measured_value,
     require_measure,
-    smoothed_error_rate,
 )
 from glasslm.lab.studies.trial_results import TrialResult
 from glasslm.runs.run_folder import Run
@@ -77,9 +77,9 @@ def test_the_values_of_both_measures():
     (trial,) = trials(1500)
     assert measured_value(trial, "loss") == 1.0
     assert measured_value(trial, "accuracy") == 0.25
-    assert smoothed_error_rate(trial) == pytest.approx(500.5 / 2001)
+    assert fitted_value(trial, "accuracy") == pytest.approx(500.5 / 2001)
     (perfect,) = trials(2000)
-    assert smoothed_error_rate(perfect) == pytest.approx(0.5 / 2001)
+    assert fitted_value(perfect, "accuracy") == pytest.approx(0.5 / 2001)
 
 
 def test_accuracy_needs_a_task():

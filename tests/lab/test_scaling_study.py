@@ -22,6 +22,7 @@ from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.dataset import Dataset, prepare_dataset
 from glasslm.data.sources.corpora import find_source
 from glasslm.errors import InputError
+from glasslm.inference.proportions import Proportion
 from glasslm.lab.scaling.law import Law
 from glasslm.lab.scaling.table import read_runs
 from glasslm.lab.studies import scaling_report, scaling_study
@@ -273,3 +274,31 @@ def test_killed_at_random_it_goes_on_to_the_same_tables(text: Path, tmp_path: Pa
     assert cli.main(words(out)) == 0
     assert tables(out) == tables(tmp_path / "whole")
     assert (out / "scaling_curve.png").stat().st_size > 1000
+
+
+def test_a_ladder_of_a_task_fits_the_error_rate() -> None:
+    result = TrialResult(
+        1, "finished", 0.7, 0.7, None, 1.0, 1.0, 1, "", Run(Path("nowhere")),
+        accuracy=Proportion(1990, 2000).facts,
+    )  # fmt: skip
+    for measure, expected in (("accuracy", 10.5 / 2001), ("loss", 0.7)):
+        observation = scaling_study.LadderRun(100, 10, 1e-3, result, measure).observation
+        assert observation is not None
+        assert observation.loss == pytest.approx(expected)
+
+
+def test_the_error_rate_needs_a_task(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="counts the answers of a task"):
+        scaling_study.run_study(
+            base(text), "1e14", RUNNER, tmp_path, lambda message: None, measure="accuracy"
+        )
+
+
+def test_the_report_says_that_it_shows_error_rates(
+    exact: tuple[ScalingStudy, SimulatedTraining, Path],
+) -> None:
+    study, _, _ = exact
+    ladder = dataclasses.replace(study.ladder, measure="accuracy")
+    analysis = scaling_study.analyse_ladder(ladder, study.rule, study.runs)
+    assert scaling_study.ERROR_RATE_NOTE in analysis.notes
+    assert analysis.measured == "wrong answers, share"

@@ -15,6 +15,7 @@ from glasslm.cli.study_flags import RunnerFlags
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.errors import InputError
+from glasslm.lab.studies.measures import MeasureName
 from glasslm.lab.tables.numbers import parse_number
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import notify, print_result
@@ -55,6 +56,8 @@ class Flags(RecipeFlags):
     """Fit the law to the runs of a table instead."""
     columns: Annotated[tuple[str, ...], optional_flag("NAME=COLUMN...", "known names")] = ()
     """Columns of --fit: N, D, C, loss, seed or unique (tokens), as in N=size*1e6."""
+    measure: MeasureName = "loss"
+    """What a ladder measures and fits: the loss, or the error rate of a task's answers."""
     delta: float = 1e-3
     """Delta of the Huber loss of --fit; inf is least squares."""
     tie: Literal["alpha=beta", "eta"] | None = None
@@ -83,6 +86,8 @@ def main(argv: list[str]) -> int:
     flags = parse(argv)
     if flags.budget is not None and flags.fit is not None:
         raise InputError("both --budget and --fit were given: choose one of them")
+    if flags.measure != "loss" and flags.budget is None:
+        raise InputError("--measure is for a ladder: give --budget as well, or leave it out")
     if flags.fit is None:
         for name in ("columns", "law", "tie"):
             if getattr(flags, name):
@@ -195,6 +200,8 @@ def _run_ladder(flags: Flags, budget: str, argv: list[str]) -> tuple[Analysis, P
     notify(f"study: {folder} ({run_folder.continuation_hint(folder)})")
     command = shlex.join(["glasslm", "scale", *argv])
     runner = flags.runner.make_runner(flags.compute)
-    study = scaling_study.run_study(flags.config, budget, runner, folder, notify, command)
+    study = scaling_study.run_study(
+        flags.config, budget, runner, folder, notify, command, measure=flags.measure
+    )
     notify("writing the report")
     return study.analysis, scaling_report.write(folder, study), folder

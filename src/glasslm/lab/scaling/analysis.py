@@ -47,6 +47,7 @@ class Analysis:
     size_laws: list[SizeLaw]  # a power law alone, and with enough sizes one with a floor
     notes: list[str]
     extrapolation: Forecast | None = None  # of a larger run, predicted before it was trained
+    measured: str = "validation loss, nats per token"  # what the figures show as loss
 
     @property
     def backtest(self) -> Backtest | None:

@@ -30,7 +30,7 @@ def draw_scaling_curve(analysis: Analysis, colours: Palette) -> Figure:
     fit, sizes = analysis.bootstrap.fit, sorted({o.N for o in analysis.runs})
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes = figure.add_subplot()
-    style_axes(axes, "Loss against compute", "validation loss, nats per token", colours)
+    style_axes(axes, "Loss against compute", analysis.measured, colours)
     palette = (colours.train, colours.validation, colours.third)
     scale = None
     if len(sizes) > MAX_LEGEND_SIZES:
@@ -113,9 +113,7 @@ def draw_isoflop(analysis: Analysis, colours: Palette) -> Figure:
 
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes = figure.add_subplot()
-    style_axes(
-        axes, "Loss against size at equal compute", "validation loss, nats per token", colours
-    )
+    style_axes(axes, "Loss against size at equal compute", analysis.measured, colours)
     runs: Sequence[Observation] = analysis.runs
     parabolas = fit_parabolas(runs)
     if len(parabolas) < 3:
@@ -198,7 +196,7 @@ def draw_size_law(analysis: Analysis, colours: Palette) -> Figure:
     style_axes(
         axes,
         f"Loss against size at {runs[0].D:.3g} tokens",
-        "validation loss, nats per token",
+        analysis.measured,
         colours,
     )
     axes.plot(sizes, losses, "o", color=colours.train, label="runs, or interpolated between runs")

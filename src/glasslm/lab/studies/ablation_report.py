@@ -214,7 +214,8 @@ def _size_findings(others: Sequence[VariantResult], base: VariantResult) -> list
             f" From {bend} on, a doubling gains less than half of the one before." if bend else ""
         )
         sentences.append(
-            f"Change of the {measure.column} by {axis}, in {measure.unit}: {', '.join(steps)}.{tail}"
+            f"Change of the {measure.column} by {axis}, in {measure.unit}: "
+            f"{', '.join(steps)}.{tail}"
         )
     return sentences
 

@@ -20,6 +20,7 @@ from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.dataset import Dataset
 from glasslm.errors import InputError
 from glasslm.lab.studies import study_plan
+from glasslm.lab.studies.measures import MeasureName
 from glasslm.lab.studies.study_plan import (
     TUNING_SEED_OFFSET,
     resolve_compute,
@@ -73,6 +74,7 @@ class Ladder:
     unique_tokens: int
     compute: ComputeConfig  # of each run
     final_tokens: int | None = None  # of the final measurement; None: the whole split
+    measure: MeasureName = "loss"
 
     @property
     def shape(self) -> LadderShape:

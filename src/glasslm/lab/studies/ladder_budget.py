@@ -28,6 +28,7 @@ from glasslm.lab.studies.ladder import (
     training_flops,
     tuning_trials,
 )
+from glasslm.lab.studies.measures import MeasureName, require_measure
 from glasslm.lab.studies.study_plan import (
     load_plan,
     measure_speed,
@@ -60,6 +61,7 @@ def plan_ladder(
     study: Path,
     notify: Notify,
     shapes: Sequence[LadderShape] = FULL_LADDER,
+    measure: MeasureName = "loss",
 ) -> Ladder:
     """Fix the sizes and steps of all runs so that they fit the budget, and write plan.json.
 
@@ -67,7 +69,10 @@ def plan_ladder(
     `shapes` is taken that leaves MIN_STEPS to each run. Raises InputError if the budget is too
     small for each of them.
     """
-    flags = to_json_types([to_dict(base), budget])
+    require_measure(measure, base)
+    # A study of the loss has the settings that 0.1.0 wrote.
+    settings = [to_dict(base), budget] if measure == "loss" else [to_dict(base), budget, measure]
+    flags = to_json_types(settings)
     if saved := load_plan(study, flags, CANNOT_GROW):
         return restore_ladder(saved)
     base, dataset = prepare_recipe(base, notify)
@@ -97,9 +102,10 @@ def plan_ladder(
             "unique_tokens": ladder.unique_tokens,
             "compute": to_dict(ladder.compute),
             "final_tokens": ladder.final_tokens,
+            "measure": measure,
         },
     )
-    return ladder
+    return dataclasses.replace(ladder, measure=measure)
 
 
 def restore_ladder(saved: dict[str, Any]) -> Ladder:
@@ -111,6 +117,7 @@ def restore_ladder(saved: dict[str, Any]) -> Ladder:
         unique_tokens=saved["unique_tokens"],
         compute=from_dict(ComputeConfig, saved["compute"]),
         final_tokens=saved.get("final_tokens"),
+        measure=saved.get("measure", "loss"),
     )
 
 

@@ -63,9 +63,15 @@ def measured_value(trial: TrialResult, name: MeasureName) -> float | None:
     return None if trial.accuracy is None else 1 - trial.accuracy["share"]
 
 
-def smoothed_error_rate(trial: TrialResult) -> float | None:
-    """(wrong + 1/2) / (answers + 1), which is above 0: a scaling law has a logarithm of it."""
-    if trial.final_loss is None or trial.accuracy is None:
+def fitted_value(trial: TrialResult, name: MeasureName) -> float | None:
+    """The loss of a run, or its error rate (wrong + 1/2) / (answers + 1).
+
+    A scaling law takes the logarithm, so the error rate must be above 0. None if the run diverged
+    or failed.
+    """
+    if name == "loss" or trial.final_loss is None:
+        return trial.final_loss
+    if trial.accuracy is None:
         return None
     n = trial.accuracy["of"]
     return (n - trial.accuracy["count"] + 0.5) / (n + 1)

@@ -33,12 +33,19 @@ from glasslm.lab.studies.ladder import (
     tuning_trials,
 )
 from glasslm.lab.studies.ladder_budget import plan_ladder, restore_ladder
+from glasslm.lab.studies.measures import MeasureName, fitted_value
 from glasslm.lab.studies.study_plan import read_plan, with_rate_and_seed
 from glasslm.lab.studies.sweep import Runner, Trial, TrialOutcome
 from glasslm.lab.studies.trial_results import TrialResult, describe_sample, read_trial
 from glasslm.text import Notify
 
 PREDICTION = "prediction.json"
+ERROR_RATE_NOTE = (
+    "Each loss on this page is the share of held-out answers that are wrong, counted as "
+    "(wrong + 1/2) / (answers + 1). A law is fitted to this error rate, never to accuracy, which "
+    "ends at 1. The verdict says whether the error rate follows a law at all: answers that are "
+    "learned suddenly do not."
+)
 
 TrainTrials = Callable[[list[Trial]], dict[str, TrialOutcome]]
 
@@ -77,11 +84,12 @@ class LadderRun:
     D: int
     rate: float
     result: TrialResult
+    measure: MeasureName = "loss"
 
     @property
     def observation(self) -> Observation | None:
         """The run as the fit needs it; None if it diverged or failed."""
-        loss = self.result.final_loss
+        loss = fitted_value(self.result, self.measure)
         return None if loss is None else Observation(self.N, self.D, loss, seed=self.result.seed)
 
 
@@ -139,6 +147,7 @@ def train_ladder(ladder: Ladder, rule: LearningRateRule, train: TrainTrials) -> 
             trial.config.total_tokens,
             trial.config.optimizer.lr,
             read_trial(trial.config.train.seed, outcomes[trial.name]),
+            ladder.measure,
         )
         for N, trial in trials
     ]
@@ -179,11 +188,13 @@ def write_prediction(
     return dict(files.read_json(path))
 
 
-def check_prediction(prediction: dict[str, Any], train: TrainTrials) -> Forecast | None:
+def check_prediction(
+    prediction: dict[str, Any], train: TrainTrials, measure: MeasureName = "loss"
+) -> Forecast | None:
     """Train the predicted run; returns its loss with the prediction, None without a loss."""
     config = from_dict(RunConfig, prediction["config"])
     trial = Trial(f"beyond-n{prediction['N']}-s{config.train.seed}", config)
-    loss = read_trial(config.train.seed, train([trial])[trial.name]).final_loss
+    loss = fitted_value(read_trial(config.train.seed, train([trial])[trial.name]), measure)
     if loss is None:
         return None
     observed = Observation(prediction["N"], prediction["D"], loss, seed=config.train.seed)
@@ -212,6 +223,7 @@ def run_study(
     notify: Notify,
     command: str = "",
     shapes: Sequence[LadderShape] = FULL_LADDER,
+    measure: MeasureName = "loss",
 ) -> ScalingStudy:
     """Plan, tune, train, fit, predict and check; finished parts are not done again.
 
@@ -220,7 +232,7 @@ def run_study(
     a fit without that run would be another.
     """
     notify("planning the runs (a new study measures the speed of several sizes)")
-    ladder = plan_ladder(base, budget, runner, folder, notify, shapes)
+    ladder = plan_ladder(base, budget, runner, folder, notify, shapes, measure)
     runner = dataclasses.replace(runner, compute=ladder.compute, final_tokens=ladder.final_tokens)
     all_cores_runner = runner.with_all_cores(ladder.compute)
 
@@ -247,6 +259,7 @@ def run_study(
         lambda trials: sweep.run_all(
             folder, trials, all_cores_runner, ladder.vocab_size, notify, command
         ),
+        ladder.measure,
     )
     analysis = dataclasses.replace(analysis, extrapolation=forecast)
     return ScalingStudy(ladder, rule, runs, analysis, prediction)
@@ -273,7 +286,7 @@ def read_study(folder: Path) -> ScalingStudy:
     runs = train_ladder(ladder, rule, read)
     prediction = dict(files.read_json(folder / PREDICTION))
     analysis = analyse_ladder(ladder, rule, runs)
-    forecast = check_prediction(prediction, read)
+    forecast = check_prediction(prediction, read, ladder.measure)
     analysis = dataclasses.replace(analysis, extrapolation=forecast)
     return ScalingStudy(ladder, rule, runs, analysis, prediction)
 
@@ -290,6 +303,9 @@ def analyse_ladder(ladder: Ladder, rule: LearningRateRule, runs: Sequence[Ladder
         if run.observation is None
     ]
     notes += describe_sample(run.result for run in runs)
+    if ladder.measure == "accuracy":
+        analysis = dataclasses.replace(analysis, measured="wrong answers, share")
+        notes.append(ERROR_RATE_NOTE)
     edges = [f"{trial.N:,}" for trial in rule.trials if trial.at_edge]
     if edges:
         notes.append(
