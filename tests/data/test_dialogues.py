@@ -76,7 +76,10 @@ def test_dialogues_fit_into_128_tokens_and_are_the_same_each_time() -> None:
     assert dialogues.identity(FACTS) != dialogues.identity({})
 
 
-def test_the_corpus_has_the_characters_of_the_conversations() -> None:
+def test_the_corpus_has_the_characters_of_the_conversations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dialogues, "N_CONVERSATIONS", 4000)
     text = "".join(find_source(DataConfig(corpus="dialogues"), lambda message: None).text())
     contents = {m["content"] for d in dialogues.generate(FACTS, 2000, 400) for m in d.messages}
     assert set("".join(contents)) | set("user assistant\n") <= set(text)
