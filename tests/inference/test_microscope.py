@@ -435,7 +435,7 @@ def test_the_best_heads_have_the_highest_scores(folders: dict[str, Path]) -> Non
     recorded, _ = open_case(folders, "numpy", "default")
     probe = RecordedPass(recorded.model, attention.repeated_tokens(recorded.model))
     scores = attention.score_heads(probe)
-    best = learning.best_heads(recorded)
+    best = learning.best_heads(scores)
     np.testing.assert_allclose(best.scores, np.nanmax(scores, axis=(1, 2)))
     for kind, (layer, head) in enumerate(zip(best.layers, best.heads)):
         assert scores[kind, layer, head] == best.scores[kind]

@@ -8,7 +8,7 @@ that is off writes zeros. Letters: P parts, C candidates, T positions, V vocabul
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from glasslm.inference.microscope.contributions import (
     require_additive,
 )
 from glasslm.inference.microscope.recorded_pass import RecordedPass
-from glasslm.inference.microscope.variants import Variant, variant_logits
+from glasslm.inference.microscope.variants import Variant, go_on, variant_logits
 from glasslm.inference.sampling import log_probabilities
 
 ALL = np.s_[:]  # every position
@@ -83,11 +83,19 @@ class Ablation(NamedTuple):
     before: NDArray[np.float64]  # (C,) with all parts
 
 
-def ablate_each(recorded: RecordedPass, t: int, candidates: NDArray[np.int64]) -> Ablation:
-    """The effect of each head and sublayer on the log-probabilities of `candidates` (C,)."""
+def ablate_each(
+    recorded: RecordedPass,
+    t: int,
+    candidates: NDArray[np.int64],
+    check: Callable[[], None] = go_on,
+) -> Ablation:
+    """The effect of each head and sublayer on the log-probabilities of `candidates` (C,).
+
+    `check` is that of variant_logits.
+    """
     parts = part_names(recorded.config)
     variants = [switch_off(part, recorded.config) for part in parts]
-    logprobs = log_probabilities(variant_logits(recorded, variants, t))
+    logprobs = log_probabilities(variant_logits(recorded, variants, t, check))
     before = recorded.log_probabilities[t, candidates]
     return Ablation(parts, logprobs[:, candidates], before)
 

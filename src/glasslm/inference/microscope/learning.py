@@ -10,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.inference.microscope.attention import repeated_tokens, score_heads
-from glasslm.inference.microscope.recorded_pass import RecordedPass
 from glasslm.inference.trained_model import Model
 
 MIN_PROBE_ROWS, MAX_PROBE_ROWS, MAX_PROBE_LENGTH = 8, 64, 256
@@ -27,10 +25,8 @@ class BestHeads(NamedTuple):
     heads: NDArray[np.int64]  # (K,)
 
 
-def best_heads(recorded: RecordedPass) -> BestHeads:
-    """The best heads, on random tokens that are repeated once: equal for every checkpoint."""
-    probe = RecordedPass(recorded.model, repeated_tokens(recorded.model))
-    scores = score_heads(probe)
+def best_heads(scores: NDArray[np.float64]) -> BestHeads:
+    """The best heads by scores (K, L, H)."""
     flat = np.nan_to_num(scores.reshape(len(scores), -1), nan=-1)
     best = flat.argmax(-1)
     layers, heads = np.unravel_index(best, scores.shape[1:])

@@ -6,6 +6,7 @@ causes. Letters: T positions, D width, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from glasslm.config.schema import ModelConfig
 from glasslm.engines.inspection import Edit
 from glasslm.inference.microscope.recorded_pass import RecordedPass
-from glasslm.inference.microscope.variants import variant_logits
+from glasslm.inference.microscope.variants import go_on, variant_logits
 from glasslm.inference.sampling import log_probabilities
 
 
@@ -38,16 +39,17 @@ def patch_stream(
     place: str,
     positions: range,
     candidates: NDArray[np.int64],
+    check: Callable[[], None] = go_on,
 ) -> Patch:
     """The effect on `candidates` (C,) after t of the other text's stream at `place`.
 
     Each of `positions`, which end at t at the latest, is patched alone, by the same position of the
-    other text, which the same model has read.
+    other text, which the same model has read. `check` is that of variant_logits.
     """
     assert positions.stop <= min(t + 1, other.length)
     variants = [[Edit(place, p, other[place][p])] for p in positions]
     before = recorded.log_probabilities[t, candidates]
     if not variants:
         return Patch(np.zeros(0, np.int64), np.zeros((0, len(candidates))), before)
-    logprobs = log_probabilities(variant_logits(recorded, variants, t))
+    logprobs = log_probabilities(variant_logits(recorded, variants, t, check))
     return Patch(np.array(positions), logprobs[:, candidates], before)

@@ -59,12 +59,7 @@ class RecordedPass:
     def weights(self, layer: int) -> Array:
         """The attention weights (H, T, T) of a layer."""
         name = f"blocks.{layer}.attention.weights"
-        c = self.config
-        if 4 * c.n_layers * c.n_heads * self.length**2 > MAX_KEPT_WEIGHTS_BYTES:
-            return self.inspect([name])[name][0]
-        if name not in self._arrays:
-            self._record([f"blocks.{i}.attention.weights" for i in range(c.n_layers)])
-        return self._arrays[name]
+        return self[name] if self._keeps_weights else self.inspect([name])[name][0]
 
     @property
     def log_probabilities(self) -> NDArray[np.float64]:
@@ -77,9 +72,18 @@ class RecordedPass:
         """Activations of `rows` equal rows of this text, each with its own `edits`: (rows, ...)."""
         return self.model.engine.inspect(make_batch(self.ids, self.targets, rows), names, edits)
 
+    @property
+    def _keeps_weights(self) -> bool:
+        """Whether the attention weights of all layers are recorded together, and kept."""
+        c = self.config
+        size = 4 * c.n_layers * c.n_heads * self.length**2
+        return size <= MAX_KEPT_WEIGHTS_BYTES and not self.model.config.operations.ops
+
     def _record(self, names: list[str]) -> None:
         """Record `names`, and, because a pass costs more than memory, what else is small."""
         small = [name for name in forward_names(self.config) if not _is_big(name)]
+        if self._keeps_weights:
+            small += [f"blocks.{i}.attention.weights" for i in range(self.config.n_layers)]
         missing = [name for name in {*names, *small} if name not in self._arrays]
         for name, array in self.inspect(missing).items():
             self._arrays[name] = array if ".experts." in name else array[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,12 +18,17 @@ MAX_LOGITS_BYTES = 64 << 20  # of one call
 Variant = Sequence[Edit]  # whose indices begin with the axis T
 
 
+def go_on() -> None:
+    """The check of work that nobody interrupts."""
+
+
 def variant_logits(
-    recorded: RecordedPass, variants: Sequence[Variant], t: int
+    recorded: RecordedPass, variants: Sequence[Variant], t: int, check: Callable[[], None] = go_on
 ) -> NDArray[np.float64]:
     """(variants, V): the logits after position t, by each variant of the pass.
 
-    The text is read up to t only: what comes later does not change them.
+    The text is read up to t only: what comes later does not change them. `check` is called now and
+    then; its exception ends the work.
     """
     length = t + 1
     ids, targets = recorded.ids[:length], recorded.targets[:length]
@@ -32,6 +37,7 @@ def variant_logits(
     engine = recorded.model.engine
 
     def compute(start: int) -> NDArray[Any]:
+        check()
         part = variants[start : start + rows]
         edits = [
             Edit(edit.name, (row, *_as_tuple(edit.index)), edit.value)

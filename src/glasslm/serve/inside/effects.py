@@ -21,7 +21,7 @@ def ablate(subject: Subject) -> tuple[Arrays, Facts]:
     """The candidates after t without each head and each sublayer."""
     t = subject.position()
     candidates = subject.candidates(t)
-    result = ablation.ablate_each(subject.recorded, t, candidates)
+    result = ablation.ablate_each(subject.recorded, t, candidates, subject.check)
     arrays = {
         "ids": i4(candidates),
         "before": f4(result.before),
@@ -75,7 +75,9 @@ def patch(subject: Subject) -> tuple[Arrays, Facts]:
     other = subject.find_other(query.text("other"))
     positions = range(first, min(last + 1, other.length))
     candidates = subject.candidates(t)
-    result = patching.patch_stream(subject.recorded, other, t, place, positions, candidates)
+    result = patching.patch_stream(
+        subject.recorded, other, t, place, positions, candidates, subject.check
+    )
     arrays = {
         "positions": i4(result.positions),
         "ids": i4(candidates),
@@ -107,7 +109,7 @@ def step(subject: Subject) -> tuple[Arrays, Facts]:
 
 def learned(subject: Subject) -> tuple[Arrays, Facts]:
     """The best head of each kind, and the loss by position of windows of the validation text."""
-    best = learning.best_heads(subject.recorded)
+    best = learning.best_heads(subject.loaded.repeated_scores[1])
     arrays = {
         "scores": f4(best.scores),
         "layers": i4(best.layers),

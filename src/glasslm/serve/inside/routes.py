@@ -26,7 +26,7 @@ from glasslm.serve.inside.runs import InsideRun
 from glasslm.serve.inside.subject import Subject
 from glasslm.serve.inside.texts import InsideText, TextStore, make_text
 from glasslm.serve.inside.views import VIEWS
-from glasslm.serve.inside.worker import Worker
+from glasslm.serve.inside.worker import Check, Worker
 from glasslm.serve.limits import Limits
 from glasslm.serve.request_body import read_request
 from glasslm.serve.service import Service
@@ -93,7 +93,7 @@ class Inside:
         query = Query(request.query_params)
         checkpoint = request.path_params["checkpoint"]
         body = await self._worker.compute(
-            request, lambda: self._compute(name, checkpoint, text, query)
+            request, lambda check: self._compute(name, checkpoint, text, query, check)
         )
         return _binary_response(body)
 
@@ -106,10 +106,12 @@ class Inside:
         checkpoint = self._store.find(request.path_params["checkpoint"])
         run = self._runs[checkpoint.source.name]
         return _binary_response(
-            await self._slow_worker.compute(request, lambda: compute_ngrams(run, text))
+            await self._slow_worker.compute(request, lambda check: compute_ngrams(run, text))
         )
 
-    def _compute(self, name: str, checkpoint: str, text: InsideText, query: Query) -> bytes:
+    def _compute(
+        self, name: str, checkpoint: str, text: InsideText, query: Query, check: Check
+    ) -> bytes:
         """The body of a view; what a model does not have is answered by its reason."""
         loaded = self._store.load(checkpoint)
         text.require_tokenizer(loaded.tokenizer_sha256)
@@ -120,7 +122,7 @@ class Inside:
             return self._store.record(loaded, other)
 
         run = self._runs[loaded.name.source.name]
-        subject = Subject(loaded, self._store.record(loaded, text), query, run, find_other)
+        subject = Subject(loaded, self._store.record(loaded, text), query, run, find_other, check)
         try:
             arrays, facts = VIEWS[name](subject)
         except GlasslmError as error:

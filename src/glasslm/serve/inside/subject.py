@@ -29,6 +29,7 @@ class Subject:
     query: Query
     run: InsideRun
     find_other: Callable[[str], RecordedPass]  # the pass of the same model over another text
+    check: Callable[[], None]  # raises an exception once nobody waits for the answer
 
     def position(self) -> int:
         """The parameter t: the caret stands after this token."""

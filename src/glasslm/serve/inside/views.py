@@ -10,7 +10,6 @@ import numpy as np
 
 from glasslm.inference.head_scores import SCORE_NAMES
 from glasslm.inference.microscope import attention, contributions, lens, reading, writing
-from glasslm.inference.microscope.recorded_pass import RecordedPass
 from glasslm.inference.sampling import Sampling
 from glasslm.serve.inside.binary import to_pixels
 from glasslm.serve.inside.effects import EFFECTS
@@ -96,13 +95,9 @@ def averages(subject: Subject) -> tuple[Arrays, Facts]:
 
 def scores(subject: Subject) -> tuple[Arrays, Facts]:
     """What each head does, measured on this text and on a random text that is repeated."""
-    model = subject.loaded.model
-    probe = RecordedPass(model, attention.repeated_tokens(model))
-    arrays = {
-        "text": f4(attention.score_heads(subject.recorded)),
-        "repeated": f4(attention.score_heads(probe)),
-    }
-    return arrays, {"kinds": list(SCORE_NAMES), "repeated_tokens": probe.length}
+    n_tokens, repeated = subject.loaded.repeated_scores
+    arrays = {"text": f4(attention.score_heads(subject.recorded)), "repeated": f4(repeated)}
+    return arrays, {"kinds": list(SCORE_NAMES), "repeated_tokens": n_tokens}
 
 
 def lens_all(subject: Subject) -> tuple[Arrays, Facts]:

@@ -15,15 +15,25 @@ from glasslm.serve.request_body import wait_for_disconnect
 Result = TypeVar("Result")
 
 
+Check = Callable[[], None]  # raises JobDropped once nobody waits for the result
+
+
+class JobDropped(Exception):
+    """The client of a job has left."""
+
+
 class Worker:
-    """Computes jobs one after another. A job whose client has left is dropped before it starts."""
+    """Computes jobs one after another.
+
+    A job whose client has left is dropped before it starts, and a long one where it calls `check`.
+    """
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
+        self._jobs: queue.SimpleQueue[tuple[Callable[[Check], Any], asyncio.Future[Any]] | None]
         self._jobs = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    async def compute(self, request: Request, job: Callable[[], Result]) -> Result:
+    async def compute(self, request: Request, job: Callable[[Check], Result]) -> Result:
         """The result of `job`, or its exception; ClientDisconnect where the client has left.
 
         The body of the request must have been read.
@@ -53,8 +63,13 @@ class Worker:
             job, future = entry
             if future.cancelled():
                 continue
+
+            def check(future: asyncio.Future[Any] = future) -> None:
+                if future.cancelled():
+                    raise JobDropped
+
             try:
-                result, error = job(), None
+                result, error = job(check), None
             except Exception as exception:  # it belongs to the request
                 result, error = None, exception
             _deliver(future, result, error)
