@@ -96,9 +96,9 @@ class PageDriver:
 
     def require_silence(self) -> None:
         """No complaint of the browser, and no request to another origin."""
-        assert not self.complaints
+        assert not self.complaints, self.complaints
         outside = [url for url in self.requests if not url.startswith((self.url, "data:", "blob:"))]
-        assert not outside
+        assert not outside, outside
 
 
 @contextmanager

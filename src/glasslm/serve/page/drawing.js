@@ -181,10 +181,8 @@ function drawWords(text, style, x, top, box, into) {
 				"font-size": size,
 				"font-weight": style.fontWeight,
 				"font-family": style.fontFamily,
-				"xml:space": "preserve",
-				style: "white-space: pre",
 			},
-			text,
+			text.replaceAll(" ", "\u00a0"),
 		),
 	);
 }

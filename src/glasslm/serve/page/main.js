@@ -1,6 +1,6 @@
 // The page: it chooses the run and the text, asks for what the views need, and draws what has come.
 
-import { Answers, asRequestError, post, recorded, request } from "./api.js";
+import { Answers, asRequestError, recorded, request } from "./api.js";
 import { readPalette } from "./colour.js";
 import { layColumns } from "./columns.js";
 import { byId, el, morph } from "./dom.js";
@@ -14,6 +14,7 @@ import { saveAs } from "./save.js";
 import { Scene } from "./scene.js";
 import { readAddress, store } from "./state.js";
 import { drawStory } from "./story.js";
+import { Texts } from "./texts.js";
 import { drawTitle, drawWhen, moveStep } from "./top.js";
 import { attention } from "./views/attention.js";
 import { backward } from "./views/backward.js";
@@ -23,10 +24,9 @@ import { patch } from "./views/patch.js";
 import { NGRAM, read } from "./views/read.js";
 import { why } from "./views/why.js";
 import { write } from "./views/write.js";
-import { count, glyphs, plural } from "./words.js";
+import { glyphs } from "./words.js";
 
 /** @typedef {import("./scene.js").Run} Run */
-/** @typedef {import("./scene.js").Text} Text */
 
 const VIEWS = [write, read, attention, lens, why, patch, backward, learning];
 const POLL_MS = 3000; // while a run trains, or the server is away
@@ -39,12 +39,6 @@ const viewsById = Object.fromEntries(VIEWS.map((view) => [view.id, view]));
 
 /** @type {Run[]} */
 let runs = [];
-/** @type {Map<string, Text>} by run and text */
-const texts = new Map();
-/** @type {Map<string, string>} what the server said of texts that it refused */
-const refusedTexts = new Map();
-/** @type {Map<string, Map<number, string>>} the texts of tokens, by run */
-const tokenNames = new Map();
 /** @type {Scene | null} */
 let scene = null;
 let firstColumn = 0;
@@ -53,13 +47,9 @@ let etag = "";
 
 const answers = new Answers({
 	arrived: requestDraw,
-	async unknownText(path) {
-		const id = path.split("/")[4]?.split("?")[0];
-		for (const [key, text] of texts) {
-			if (text.id === id) await postText(key.split("\0")[0], text.text);
-		}
-	},
+	unknownText: (path) => texts.postAgain(path.split("/")[4]?.split("?")[0] ?? "", runs),
 });
+const texts = new Texts(requestDraw);
 
 /** @type {import("./ruler.js").Tools} */
 const tools = {
@@ -71,7 +61,7 @@ const tools = {
 			blockSize: now.run.config.block_size,
 			unit: now.unit,
 			sample: now.run.sample_text,
-			tokenize: (text) => postText(now.run.name, text),
+			tokenize: (text) => texts.post(now.run, { text }),
 			use: (text) => store.set({ text: text === now.run.sample_text ? null : text }),
 		});
 	},
@@ -91,67 +81,17 @@ function openSaving(chosen) {
 		isSaved: recorded !== null,
 		save: async (format, id, tell) => {
 			const views = open.filter((view) => !id || view.id === id);
-			if (scene) await saveAs(format, { scene, views, runs, tell, extraAsks });
+			if (scene) await saveAs(format, { scene, views, texts, tell, extraAsks });
 		},
 	});
 }
 
-/** @param {string} runName @param {string} text @returns {Promise<Text>} */
-async function postText(runName, text) {
-	const key = `${runName}\0${text}`;
-	const answer = recorded
-		? await (await request(`texts:${key}`)).json()
-		: await post("/inside/texts", { run: runName, text });
-	const tokens = answer.ids.map((/** @type {number} */ id, /** @type {number} */ i) => ({
-		id,
-		text: answer.pieces[i].text,
-		special: Boolean(answer.pieces[i].special),
-	}));
-	/** @type {Text} */
-	const made = {
-		id: answer.text,
-		text,
-		tokens,
-		cut: answer.cut ? cutWords(answer.cut, tokens.length) : null,
-	};
-	texts.set(key, made);
-	const names = namesOf(runName);
-	for (const token of tokens) names.set(token.id, token.text);
-	return made;
-}
-
-/** @param {number} cut @param {number} kept tokens */
-function cutWords(cut, kept) {
-	return (
-		`The text is longer than what is read at once: its first ${plural(cut, "token")} are left ` +
-		`out, the last ${count(kept)} are shown.`
-	);
-}
-
-/** @param {string} runName */
-function namesOf(runName) {
-	const names = tokenNames.get(runName) ?? new Map();
-	tokenNames.set(runName, names);
-	return names;
-}
-
-/** The text, if the server has cut it; else it is posted, and drawn when it comes. @param {Run} run @param {string} text */
-function textOf(run, text) {
-	const key = `${run.name}\0${text}`;
-	const known = texts.get(key);
-	if (known || refusedTexts.has(key)) return known ?? null;
-	refusedTexts.set(key, ""); // on its way
-	postText(run.name, text).then(
-		() => {
-			refusedTexts.delete(key);
-			requestDraw();
-		},
-		(error) => {
-			refusedTexts.set(key, asRequestError(error).message);
-			requestDraw();
-		},
-	);
-	return null;
+/** The text that is to be read; null while the run's own one is not known. @param {Run} run */
+function wantedText(run) {
+	const { text, ids } = store.state;
+	if (ids) return { ids: ids.split(".").map(Number) };
+	if (text) return { text };
+	return run.sample_text ? { text: run.sample_text } : null;
 }
 
 /** Draws at the next frame. */
@@ -167,17 +107,21 @@ function makeScenes() {
 	const checkpoint =
 		run.checkpoints.find(({ step }) => step === store.state.step) ??
 		run.checkpoints[run.checkpoints.length - 1];
-	const wanted = store.state.text ?? run.sample_text;
-	const isRefused = Boolean(refusedTexts.get(`${run.name}\0${wanted}`));
-	const sample = isRefused && !scene ? textOf(run, run.sample_text) : null;
-	const text = textOf(run, wanted) ?? scene?.text ?? sample;
-	if (!text || (scene && scene.text === text && scene.run.name !== run.name)) return null;
+	const wanted = wantedText(run);
+	if (!wanted) return null;
+	const isRefused = texts.refusal(run, wanted) !== "";
+	const sample = { text: run.sample_text };
+	const isFirst = !scene || scene.run.name !== run.name;
+	const text =
+		texts.find(run, wanted) ??
+		(isFirst ? isRefused && run.sample_text && texts.find(run, sample) : scene?.text);
+	if (!text) return null;
 	const { other } = store.state;
-	const second = other === null ? null : textOf(run, other);
-	const secondProblem = refusedTexts.get(`${run.name}\0${other}`) ?? "";
+	const second = other === null ? null : texts.find(run, { text: other });
+	const secondProblem = other === null ? "" : texts.refusal(run, { text: other });
 	const length = text.tokens.length;
 	const startingT = Math.max(0, Math.min(length - 2, Math.round(STARTING_SHARE * length)));
-	const t = Math.max(0, Math.min(length - 1, store.state.t ?? startingT));
+	const t = Math.max(0, Math.min(length - 1, Math.round(store.state.t ?? startingT)));
 	const layer = Math.min(store.state.layer, run.config.layers - 1);
 	const head = Math.min(store.state.head, run.config.heads - 1);
 	const columns = layColumns({
@@ -190,7 +134,7 @@ function makeScenes() {
 	});
 	firstColumn = columns.first;
 	const given = { run, runs, checkpoint, text, second, secondProblem, columns, answers };
-	const names = namesOf(run.name);
+	const names = texts.names(run.name);
 	const locked = new Scene({ ...given, names, shown: { ...store.state, t, layer, head } });
 	const shown = { ...locked.state, ...store.preview };
 	return [locked, new Scene({ ...given, names, shown })];
@@ -311,7 +255,9 @@ function drawNotice() {
 	if (run && !run.checkpoints.length) {
 		words.push(`${run.name} has no checkpoint yet. This page waits for the first one.`);
 	}
-	const refused = run && refusedTexts.get(`${run.name}\0${store.state.text ?? run.sample_text}`);
+	const wanted = run && wantedText(run);
+	const refused = wanted ? texts.refusal(run, wanted) : "";
+	if (run?.checkpoints.length && !wanted) words.push("A text of this run is being read …");
 	if (refused) words.push(refused, "This page goes on with the text before it.");
 	else if (scene?.text.cut) words.push(scene.text.cut);
 	notice.hidden = !words.length;
@@ -346,7 +292,10 @@ async function loadRuns() {
 			runs = readRuns(await response.json());
 			requestDraw();
 		}
-		if (wasAway) answers.forgetRefusals();
+		if (wasAway) {
+			texts.forgetRefusals();
+			answers.forgetRefusals();
+		}
 	} catch (error) {
 		const { status } = asRequestError(error);
 		if (status === 401) {
@@ -356,7 +305,8 @@ async function loadRuns() {
 		isAway = status === 0;
 		requestDraw();
 	}
-	const isLive = isAway || !runs.length || runs.some((run) => run.is_training);
+	const isWaiting = !runs.length || runs.some((run) => run.is_training || !run.sample_text);
+	const isLive = isAway || isWaiting;
 	if (!recorded) setTimeout(loadRuns, isLive ? POLL_MS : REST_MS);
 }
 

@@ -15,7 +15,7 @@ import { plural } from "./words.js";
  * @typedef {object} Saving
  * @property {Scene} scene
  * @property {View[]} views
- * @property {import("./scene.js").Run[]} runs
+ * @property {import("./texts.js").Texts} texts
  * @property {(text: string) => void} tell
  * @property {(scene: Scene) => string[]} extraAsks what the ruler and the rail ask for
  */
@@ -24,6 +24,9 @@ const PNG_SCALE = 2;
 const MOST_POSITIONS = 96; // of a text that is saved with all places of the caret
 const NEAR_POSITIONS = 16; // on each side of the caret, of a longer one
 const MOST_HEADS = 64; // saved at full size
+// Of a saved page: it runs what it holds, and loads nothing.
+const SAVED_POLICY =
+	"default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:";
 const PART = 0x8000; // bytes that are turned into characters at once
 
 /** @param {string} format HTML, SVG, PNG or CSV @param {Saving} saving */
@@ -82,42 +85,28 @@ async function savedPage(saving) {
 			`data:text/javascript;charset=utf-8,${encodeURIComponent(source)}`,
 		]),
 	);
-	const policy =
-		"default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; " +
-		"img-src data: blob:";
-	const saved = document.implementation.createHTMLDocument(document.title);
-	saved.documentElement.lang = "en";
-	const meta = (/** @type {Record<string, string>} */ attributes) => {
-		const element = saved.createElement("meta");
-		for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-		return element;
-	};
-	const script = (/** @type {string} */ type, /** @type {string} */ text, id = "") => {
-		const element = saved.createElement("script");
-		element.type = type;
-		if (id) element.id = id;
-		element.textContent = text;
-		return element;
-	};
-	const sheet = saved.createElement("style");
-	sheet.textContent = style;
-	saved.head.prepend(
-		meta({ charset: "utf-8" }),
-		meta({ "http-equiv": "Content-Security-Policy", content: policy }),
-		meta({ name: "viewport", content: "width=device-width, initial-scale=1" }),
-		meta({ name: "color-scheme", content: "light dark" }),
-	);
+	const index = await (await request("/")).text();
+	const body = index.slice(index.indexOf("<body>") + 6, index.indexOf("</body>"));
+	record["#"] = writeAddress({ ...scene.state, t: scene.t }, Infinity);
 	const safe = (/** @type {object} */ value) => JSON.stringify(value).replaceAll("<", "\\u003c");
-	saved.head.append(sheet, script("importmap", safe({ imports })));
-	const body = await (await request("/")).text();
-	const parsed = new DOMParser().parseFromString(body, "text/html");
-	saved.body.append(...parsed.body.childNodes);
-	record["#"] = writeAddress({ ...scene.state, t: scene.t });
-	saved.body.append(
-		script("application/json", safe(record), "recorded"),
-		script("module", 'import "page/main.js";'),
-	);
-	return `<!doctype html>\n${saved.documentElement.outerHTML}\n`;
+	const title = document.title.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+	return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="${SAVED_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>${title}</title>
+<style>${style}</style>
+<script type="importmap">${safe({ imports })}</script>
+</head>
+<body>${body}
+<script type="application/json" id="recorded">${safe(record)}</script>
+<script type="module">import "page/main.js";</script>
+</body>
+</html>
+`;
 }
 
 /** The modules of the page by their path, importing each other by name. */
@@ -141,7 +130,7 @@ async function loadModules() {
 }
 
 /** The answers for the places of the caret that are saved, by their address. @param {Saving} saving */
-async function recordAnswers({ scene, views, tell, extraAsks }) {
+async function recordAnswers({ scene, views, texts, tell, extraAsks }) {
 	/** @type {Record<string, string>} */
 	const record = {};
 	const paths = savedPaths(scene, views, extraAsks);
@@ -160,13 +149,8 @@ async function recordAnswers({ scene, views, tell, extraAsks }) {
 	record["/inside/runs"] = encode({ runs: [run] });
 	for (const text of [scene.text, scene.second]) {
 		if (!text) continue;
-		const key = text.text === scene.text.text ? (scene.state.text ?? run.sample_text) : text.text;
-		record[`texts:${run.name}\0${key}`] = encode({
-			text: text.id,
-			ids: text.tokens.map((token) => token.id),
-			pieces: text.tokens,
-			cut: text.cut,
-		});
+		const [name, answer] = texts.record(run, text);
+		record[name] = encode(answer);
 	}
 	return record;
 }

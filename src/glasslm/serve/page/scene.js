@@ -30,7 +30,11 @@
  */
 
 /** @typedef {{id: number, text: string, special: boolean}} Token */
-/** @typedef {{id: string, text: string, tokens: Token[], cut: string | null}} Text */
+/**
+ * `wanted`: what was sent to the server; `left`: the tokens that it left out; `cut`: so in words.
+ * @typedef {{id: string, text: string, wanted: import("./texts.js").Wanted, tokens: Token[],
+ *   left: number, cut: string | null}} Text
+ */
 /** @typedef {import("./columns.js").Columns} Columns */
 /** @typedef {import("./state.js").State & import("./state.js").Preview} Shown */
 /** @typedef {import("./arrays.js").Answer} Answer */

@@ -4,6 +4,7 @@
  * @typedef {object} State
  * @property {string | null} run name of the run; null: the first one
  * @property {string | null} text null: the text that the run brings
+ * @property {string | null} ids tokens of a text that was written, as in `12.5.9`; instead of text
  * @property {number | null} t caret: the last position that is read; null: a place near the end
  * @property {number} layer
  * @property {number} head
@@ -29,6 +30,7 @@
 export const DEFAULTS = Object.freeze({
 	run: null,
 	text: null,
+	ids: null,
 	t: null,
 	layer: 0,
 	head: 0,
@@ -52,7 +54,7 @@ export const DEFAULTS = Object.freeze({
 const NUMBERS = new Set(
 	"t layer head step candidate rival temperature topK topP minP lr".split(" "),
 );
-const LONGEST_TEXT_IN_ADDRESS = 4000; // characters; a longer text is not kept by a reload
+const LONGEST_IN_ADDRESS = 4000; // characters; a longer text is not kept by a reload
 const ADDRESS_DELAY_MS = 120; // browsers limit how often an address may change
 
 /**
@@ -68,7 +70,7 @@ export function readAddress(hash) {
 		} else if (name === "open") state.open = value ? value.split(",") : [];
 		else if (NUMBERS.has(name)) {
 			if (value !== "" && Number.isFinite(Number(value))) setField(state, name, Number(value));
-		} else if (name in DEFAULTS) setField(state, name, value);
+		} else if (Object.hasOwn(DEFAULTS, name)) setField(state, name, value);
 	}
 	return state;
 }
@@ -81,14 +83,15 @@ function setField(state, name, value) {
 /**
  * The address of a state: what differs from the defaults, and where one stands.
  * @param {State} state
+ * @param {number} [longest] a longer field is left out
  */
-export function writeAddress(state) {
+export function writeAddress(state, longest = LONGEST_IN_ADDRESS) {
 	const query = new URLSearchParams();
 	for (const [name, value] of Object.entries(state)) {
 		if (name === "layer" || value === null) continue;
 		if (name === "head") query.set("head", `${state.layer}.${state.head}`);
 		else if (name === "open") query.set("open", state.open.join(","));
-		else if (name === "text" && state.text && state.text.length > LONGEST_TEXT_IN_ADDRESS) continue;
+		else if (String(value).length > longest) continue;
 		else if (value !== DEFAULTS[/** @type {keyof State} */ (name)]) query.set(name, String(value));
 	}
 	return `#${query}`;
@@ -119,14 +122,20 @@ export const store = {
 	set(change) {
 		const next = { ...this.state, ...change };
 		if ("t" in change && !("candidate" in change)) next.candidate = next.rival = null;
-		if ("text" in change || "run" in change) {
+		const isNewText = "text" in change || "ids" in change || "run" in change;
+		if (isNewText) {
+			if (!("ids" in change)) next.ids = null;
 			if (!("t" in change)) next.t = null;
 			next.n = next.candidate = next.rival = null;
 		}
 		if ("run" in change && change.run !== this.state.run) next.step = next.off = null;
+		clearTimeout(addressTimer);
+		if (isNewText) {
+			history.replaceState(null, "", writeAddress(this.state));
+			history.pushState(null, "", writeAddress(next)); // the browser goes back to the text before
+		}
 		this.state = next;
 		this.preview = {};
-		clearTimeout(addressTimer);
 		addressTimer = setTimeout(() => {
 			history.replaceState(null, "", writeAddress(this.state));
 		}, ADDRESS_DELAY_MS);

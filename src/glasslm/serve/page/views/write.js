@@ -280,10 +280,14 @@ function takeAll(scene, full, written) {
 
 /** The text up to the caret, then these tokens, becomes the text. @param {Scene} scene @param {number[]} path */
 function takeOver(scene, path) {
-	const read = scene.text.tokens.slice(0, scene.t + 1).map(({ text }) => text);
-	const text = [...read, ...path.map((id) => scene.token(id))].join("");
+	const ids = [...scene.text.tokens.slice(0, scene.t + 1).map(({ id }) => id), ...path];
+	const t = scene.t + path.length;
 	hideTip();
-	store.set({ text, t: scene.t + path.length });
+	if (scene.unit === "token" || scene.unit === "byte") {
+		store.set({ ids: ids.join("."), text: null, t });
+	} else {
+		store.set({ text: ids.map((id) => scene.token(id)).join(""), t });
+	}
 }
 
 /**
