@@ -44,8 +44,5 @@ export function layColumns({ room, gutter, total, glyphs, caret, first }) {
 /** The left edge of a position's column, from the first one in sight. @param {Columns} c @param {number} t */
 export const columnX = (c, t) => (t - c.first) * c.width;
 
-/** Whether a position's column is in sight. @param {Columns} c @param {number} t */
-export const isInSight = (c, t) => t >= c.first && t < c.first + c.count;
-
 /** The positions in sight. @param {Columns} c @returns {number[]} */
 export const positions = (c) => Array.from({ length: c.count }, (_, i) => c.first + i);

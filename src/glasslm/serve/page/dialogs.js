@@ -8,7 +8,7 @@ import { count, plural } from "./words.js";
 /** @typedef {import("./dom.js").Child} Child */
 
 /** @param {string} title @param {Child[]} content */
-export function openDialog(title, ...content) {
+function openDialog(title, ...content) {
 	const dialog = byId("dialog");
 	dialog.setAttribute("aria-label", title);
 	morph(dialog, el("h2", {}, title), ...content);

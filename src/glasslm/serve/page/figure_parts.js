@@ -1,6 +1,6 @@
 // The small parts of all figures: numbers that lead to their origin, legends, choices, reasons.
 
-import { palette, tint } from "./colour.js";
+import { tint } from "./colour.js";
 import { el } from "./dom.js";
 import { store } from "./state.js";
 
@@ -138,6 +138,3 @@ export function cellText(context, text, x, y, width) {
 	context.textAlign = "center";
 	context.fillText(fits === 1 && characters.length > 1 ? characters[0] : shown, x, y);
 }
-
-/** The colour of what lies behind the caret. */
-export const hiddenColour = () => palette.sink;

@@ -95,7 +95,7 @@ function wantedText(run) {
 }
 
 /** Draws at the next frame. */
-export function requestDraw() {
+function requestDraw() {
 	cancelAnimationFrame(frame);
 	frame = requestAnimationFrame(draw);
 }

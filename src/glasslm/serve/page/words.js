@@ -58,7 +58,7 @@ export const score = (x) => fixed(x, 2).replace(/^0/, "");
  * One character as it is drawn: a space is ·, a line end ↵, a tab ⇥, what is invisible its code.
  * @param {string} character
  */
-export function visible(character) {
+function visible(character) {
 	if (character === " ") return "·";
 	if (character === "\n") return "↵";
 	if (character === "\t") return "⇥";
