@@ -91,6 +91,22 @@ def test_a_foreign_host_name_is_refused_on_loopback(
     assert response.status_code == status
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://127.0.0.1/health", 200), ("HTTP://localhost:80/v1/models", 200),
+        ("http://localhost", 200), ("http://evil.org/health", 403), ("ftp://localhost/health", 404),
+        ("http://localhost@evil.org/health", 403), ("http:///health", 403),
+    ],
+)  # fmt: skip
+def test_an_absolute_target_is_its_path_and_its_host(
+    open_server: ServerProcess, target: str, status: int
+) -> None:
+    with socket.create_connection(("127.0.0.1", open_server.port), timeout=10) as client:
+        client.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert int(client.recv(4096).split()[1]) == status
+
+
 def test_without_a_flag_no_page_is_let_in(open_server: ServerProcess) -> None:
     body = b'{"prompt": "a"}'
     for origin, status in (("https://evil.org", 403), (open_server.url, 200)):

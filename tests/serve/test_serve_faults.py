@@ -173,6 +173,7 @@ def test_a_request_for_too_much_is_refused_before_any_compute(
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
         head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"xyz\r\n",
+        head(0).replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
         bytes(range(256)),
     ],
 )
@@ -414,9 +415,13 @@ def test_a_signal_ends_streams_and_the_server(run: Path, number: int) -> None:
         assert time.monotonic() - start < 5
         assert code == 128 + number
         answer = read_all(streaming)
-        assert b"shutting_down" in answer
+        lines = [line[6:] for line in answer.splitlines() if line.startswith(b"data: ")]
+        *texts, last, error, done = lines
+        assert done == b"[DONE]"
+        assert json.loads(error)["error"]["code"] == "shutting_down"
+        assert json.loads(last)["choices"][0]["finish_reason"] == "length"
+        assert all(json.loads(t)["choices"][0]["finish_reason"] is None for t in texts)
         assert answer.rstrip().endswith(b"0")  # the last chunk of a complete body
-        assert b"data: [DONE]" in answer
         for client in (waiting, half):
             answer = read_all(client)
             assert status_of(answer) == 503
@@ -425,6 +430,28 @@ def test_a_signal_ends_streams_and_the_server(run: Path, number: int) -> None:
         assert "Traceback" not in log
         with pytest.raises(ConnectionRefusedError):
             connect(server)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_a_signal_as_the_openai_client_meets_it(run: Path) -> None:
+    """Each text gets its finish_reason, then the client raises the error."""
+    openai = pytest.importorskip("openai")
+    with (
+        serving(run) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,
+    ):
+        stream = client.completions.create(
+            model=run.name, prompt="a", n=2, max_tokens=LONG, stream=True,
+            stream_options={"include_usage": True},
+        )  # fmt: skip
+        chunks = [next(stream)]
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="the server stops") as caught:
+            chunks.extend(stream)
+        assert caught.value.code == "shutting_down"
+        finishes = {c.index: c.finish_reason for chunk in chunks for c in chunk.choices}
+        assert finishes == {0: "length", 1: "length"}
+        assert chunks[-1].usage.completion_tokens > 0
 
 
 # -- minutes -------------------------------------------------------------------------------------

@@ -132,6 +132,25 @@ def test_neutral_values_of_what_is_not_offered_are_accepted() -> None:
     assert schema.parse_completion(COMPLETION | neutral, LIMITS).settings.unknown == ()
 
 
+def test_unknown_fields_are_named_wherever_they_are() -> None:
+    body = {"stream": True, "stream_options": {"include_usage": True, "colour": 1}, "size": 2}
+    assert schema.parse_completion(COMPLETION | body, LIMITS).settings.unknown == (
+        "size", "stream_options.colour",
+    )  # fmt: skip
+    messages = [{"role": "user", "content": "a", "name": "Ann"}] * 2
+    settings = schema.parse_chat({"messages": messages}, LIMITS).settings
+    assert settings.unknown == ("messages.name",)
+
+
+def test_a_wrong_limit_is_named_also_beside_another_one() -> None:
+    for wrong in (-1, "4", True):
+        body = CHAT | {"max_tokens": 4, "max_completion_tokens": wrong}
+        with pytest.raises(ApiError, match="max_completion_tokens is"):
+            schema.parse_chat(body, LIMITS)
+    body = CHAT | {"max_tokens": 4, "max_completion_tokens": 4.0}
+    assert schema.parse_chat(body, LIMITS).settings.max_tokens == 4
+
+
 def test_a_seed_that_is_not_given_is_another_one_each_time() -> None:
     seeds = {schema.parse_completion(COMPLETION, LIMITS).settings.sampling.seed for _ in range(5)}
     assert len(seeds) == 5
@@ -153,6 +172,8 @@ BODIES = {
     "very deep lists": b"[" * 100_000 + b"]" * 100_000,
     "very deep objects": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
     "many digits": b'{"n": ' + b"9" * 5000 + b"}",
+    "the same key twice": b'{"n": 1, "n": 2}',
+    "the same key twice inside": b'{"a": [{"b": {"c": 1, "c": 1}}]}',
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 
+from starlette.types import Scope
+
 
 def host_name(host: str) -> str:
     """The name in a Host header field, without its port.
@@ -37,3 +39,18 @@ def format_host(host: str) -> str:
     '[::1]'
     """
     return f"[{host}]" if ":" in host else host
+
+
+def resolve_absolute_target(scope: Scope) -> None:
+    """Rewrite `GET http://HOST/PATH`, which a server must accept, to PATH with this Host.
+
+    RFC 9112, 3.2.2. Changes the scope of the request.
+    """
+    scheme, separator, rest = scope["raw_path"].partition(b"://")
+    if not separator or scheme.lower() not in (b"http", b"https"):
+        return
+    host, _, raw_path = rest.partition(b"/")
+    scope["raw_path"] = b"/" + raw_path
+    scope["path"] = "/" + scope["path"].partition("://")[2].partition("/")[2]
+    others = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    scope["headers"] = [(b"host", host), *others]

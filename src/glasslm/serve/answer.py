@@ -47,7 +47,7 @@ class Answer:
             ChoiceText(self._tokenizer, text.request.ids, len(text.echo or ""), with_logprobs)
             for text in texts
         ]
-        self._n_open = len(texts)
+        self.unfinished = set(range(len(texts)))  # indices of choices
         self._unopened = set(range(len(texts)))  # choices whose echo is not sent yet
         self._events: deque[tuple[int, Event]] = deque()
         self._wake = asyncio.Event()
@@ -55,7 +55,7 @@ class Answer:
     @property
     def is_complete(self) -> bool:
         """Whether all choices are finished."""
-        return self._n_open == 0
+        return not self.unfinished
 
     @property
     def is_closed(self) -> bool:
@@ -135,7 +135,7 @@ class Answer:
             case Finished(reason="failed", error=error):
                 self.fail(explain_failure(error))
             case Finished():
-                self._n_open -= 1
+                self.unfinished.discard(index)
                 delta.extend(choice.finish(event))
         return delta
 

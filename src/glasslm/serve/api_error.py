@@ -10,6 +10,8 @@ from starlette.responses import Response
 from glasslm.text import escape_control_chars
 
 MAX_MESSAGE_CHARS = 1000
+MALFORMED = "malformed_request"  # the code of requests that are no HTTP
+SHUTTING_DOWN = "shutting_down"  # the code of requests that the end of the server ends
 
 _TYPES = {
     401: "authentication_error",
@@ -66,7 +68,7 @@ class ApiError(Exception):
         headers = {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if self.status in (408, 413):  # the rest of the body is not read
+        if self.status in (408, 413) or self.code == MALFORMED:  # the body is not read
             headers["Connection"] = "close"
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)

@@ -16,7 +16,8 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glasslm.serve.access import AccessControl
-from glasslm.serve.api_error import ApiError, error_response
+from glasslm.serve.addresses import resolve_absolute_target
+from glasslm.serve.api_error import MALFORMED, ApiError, error_response
 from glasslm.serve.endpoints import Endpoints
 from glasslm.serve.limits import large_head_error
 from glasslm.serve.page_files import page_routes
@@ -124,23 +125,33 @@ class RequestBoundary:
             await send(message)
 
         app: ASGIApp = self._app
-        if self._head_size(scope) > self._service.limits.head_bytes:
-            app = error_response(large_head_error(self._service.limits))
+        if (error := self._find_head_error(scope)) is not None:
+            app = error_response(error)
+        resolve_absolute_target(scope)
         try:
             await app(scope, receive, send_and_note)
         except ClientDisconnect:
             status = CLIENT_LEFT
-        except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
+        except Exception as bug:
+            place = traceback.extract_tb(bug.__traceback__)[-1]
             # The message of the exception may hold the text of the request.
-            scope["facts"]["bug"] = f"{type(error).__name__} in {place.filename}:{place.lineno}"
+            scope["facts"]["bug"] = f"{type(bug).__name__} in {place.filename}:{place.lineno}"
         self._note(scope, status or CLIENT_LEFT, time.monotonic() - started_s)
 
-    @staticmethod
-    def _head_size(scope: Scope) -> int:
-        """The bytes of a header. The connection refuses only one that is not complete."""
+    def _find_head_error(self, scope: Scope) -> ApiError | None:
+        """Why a header is refused. The connection refuses large ones that are not complete."""
         size = len(scope["raw_path"]) + len(scope["query_string"])
-        return size + sum(len(name) + len(value) for name, value in scope["headers"])
+        size += sum(len(name) + len(value) for name, value in scope["headers"])
+        if size > self._service.limits.head_bytes:
+            return large_head_error(self._service.limits)
+        if {b"content-length", b"transfer-encoding"} <= dict(scope["headers"]).keys():
+            # A proxy may read another end of the body than this server does.
+            return ApiError(
+                400,
+                "the header has Content-Length and Transfer-Encoding: expected one of them",
+                code=MALFORMED,
+            )
+        return None
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope.get("route")

@@ -14,7 +14,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from glasslm.serve.api_error import ApiError
+from glasslm.serve.api_error import MALFORMED, ApiError
 from glasslm.serve.limits import Limits, large_head_error
 
 RETRY_S = 5
@@ -70,7 +70,7 @@ class Connection(H11Protocol):
         if status == 431:
             self._refuse(large_head_error(self._limits))
         else:
-            self._refuse(ApiError(status, msg, code="malformed_request"))
+            self._refuse(ApiError(status, msg, code=MALFORMED))
 
     def shutdown(self) -> None:
         """Called when the server stops: a request whose body is not complete is refused."""

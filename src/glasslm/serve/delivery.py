@@ -21,7 +21,7 @@ from glasslm.serve.answers import (
     compact_json,
     server_sent_event,
 )
-from glasslm.serve.api_error import ApiError
+from glasslm.serve.api_error import SHUTTING_DOWN, ApiError
 from glasslm.serve.choice_text import Delta
 from glasslm.serve.request_body import wait_for_disconnect
 from glasslm.serve.service import Service
@@ -112,7 +112,7 @@ class EventStream(Response):
                 if not self._is_started:
                     raise
                 scope["facts"]["failed"] = error.code or error.status
-                await self._send(send, server_sent_event(error.content) + DONE, more=False)
+                await self._send(send, self._error_events(error), more=False)
             finally:
                 pinger.cancel()
 
@@ -145,5 +145,20 @@ class EventStream(Response):
         return f"data: {self._start},{compact_json(rest)[1:]}\n\n".encode()
 
     def _last_events(self) -> bytes:
+        return self._usage_event() + DONE
+
+    def _usage_event(self) -> bytes:
         usage = self._answer.usage.content
-        return (self._chunk([], usage=usage) if self._include_usage else b"") + DONE
+        return self._chunk([], usage=usage) if self._include_usage else b""
+
+    def _error_events(self, error: ApiError) -> bytes:
+        """The end of a stream that has begun.
+
+        Texts that the end of the server cuts are as good as texts cut by max_tokens, so each gets
+        its finish_reason before the error. A text whose generation failed gets none.
+        """
+        events = b""
+        if error.code == SHUTTING_DOWN:
+            cut = dict.fromkeys(sorted(self._answer.unfinished), Delta(finish="length"))
+            events = self._events(cut) + self._usage_event()
+        return events + server_sent_event(error.content) + DONE

@@ -6,6 +6,7 @@ null means the default. A boolean is no integer, and 1.0 is one, as in JSON Sche
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from glasslm.serve.api_error import ApiError, describe_value, wrong_value
@@ -20,10 +21,15 @@ class Fields:
             raise ApiError(400, f"the body is {describe_value(content)}: expected a JSON object")
         self._content: dict[str, Any] = content
         self._read: set[str] = set()
+        self._unknown_inside: set[str] = set()
 
     @property
     def unknown(self) -> list[str]:
-        return sorted(self._content.keys() - self._read)
+        return sorted((self._content.keys() - self._read) | self._unknown_inside)
+
+    def note_unknown(self, name: str, inner: Iterable[str]) -> None:
+        """Note that nothing has read the fields `inner` of the object or list `name`."""
+        self._unknown_inside.update(f"{name}.{field}" for field in inner)
 
     def get(self, name: str) -> Any:
         """The value as it is; None where it is missing."""

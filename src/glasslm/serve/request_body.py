@@ -73,7 +73,11 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
 def parse_json(body: bytes, max_depth: int) -> Any:
     """Strict JSON in UTF-8 of at most `max_depth` levels. Raises ApiError for anything else."""
     try:
-        content = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        content = json.loads(
+            body.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_unique_keys,
+        )
     except UnicodeDecodeError as error:
         raise ApiError(
             400, f"the body is not UTF-8 (byte {error.start}): expected JSON in UTF-8",
@@ -104,6 +108,16 @@ def _too_deep(max_depth: int) -> ApiError:
         400, f"the JSON is nested too deeply: expected at most {max_depth} levels",
         code="invalid_json",
     )  # fmt: skip
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these members. Of two with the same name, programs take the first or last."""
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise ValueError(f"{json.dumps(name[:100])} is given twice")
+        content[name] = value
+    return content
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -121,7 +121,7 @@ def parse_completion(content: object, limits: Limits) -> CompletionRequest:
 def parse_chat(content: object, limits: Limits) -> ChatRequest:
     """The request of /v1/chat/completions."""
     fields = Fields(content)
-    messages = _read_messages(fields.get("messages"))
+    messages = _read_messages(fields)
     top_logprobs = None
     if fields.boolean("logprobs", False):
         top_logprobs = fields.integer("top_logprobs", 0, 0, MAX_CHAT_LOGPROBS)
@@ -132,17 +132,19 @@ def parse_chat(content: object, limits: Limits) -> ChatRequest:
             param="top_logprobs",
             code="invalid_value",
         )
-    both = [
-        name for name in ("max_tokens", "max_completion_tokens") if fields.get(name) is not None
-    ]
-    if len(both) == 2 and fields.get(both[0]) != fields.get(both[1]):
+    limits_given = {
+        fields.integer(name, 0, 0, limits.max_tokens)
+        for name in ("max_tokens", "max_completion_tokens")
+        if fields.get(name) is not None
+    }
+    if len(limits_given) == 2:
         raise ApiError(
             400,
             "max_tokens and max_completion_tokens differ: expected one of them",
             param="max_tokens",
             code="invalid_value",
         )
-    max_tokens = fields.integer(both[0], 0, 0, limits.max_tokens) if both else None
+    max_tokens = limits_given.pop() if limits_given else None
     return ChatRequest(_read_settings(fields, limits, max_tokens, top_logprobs), messages)
 
 
@@ -223,10 +225,12 @@ def _read_stream_options(fields: Fields, stream: bool) -> bool:
         )
     inner = Fields(options)
     try:
-        return inner.boolean("include_usage", False)
+        include_usage = inner.boolean("include_usage", False)
     except ApiError:
         value = options["include_usage"]
         raise wrong_value("stream_options.include_usage", value, "true or false") from None
+    fields.note_unknown("stream_options", inner.unknown)
+    return include_usage
 
 
 def _read_stop(value: object, limits: Limits) -> tuple[str, ...]:
@@ -316,7 +320,8 @@ def _read_ids(values: list[Any], param: str) -> list[int]:
     return values
 
 
-def _read_messages(value: object) -> list[dict[str, str]]:
+def _read_messages(fields: Fields) -> list[dict[str, str]]:
+    value = fields.get("messages")
     expected = 'a list of messages such as {"role": "user", "content": "Hello"}'
     if value is None:
         raise _missing("messages", expected)
@@ -332,6 +337,7 @@ def _read_messages(value: object) -> list[dict[str, str]]:
             raise wrong_value(f"{where}.role", role, '"system", "user" or "assistant"')
         content = message.get("content")
         messages.append({"role": role, "content": _read_content(content, f"{where}.content")})
+        fields.note_unknown("messages", message.keys() - {"role", "content"})
     return messages
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from glasslm.inference.scheduler import SchedulerCounts
 from glasslm.serve.answer import Answer
-from glasslm.serve.api_error import ApiError
+from glasslm.serve.api_error import SHUTTING_DOWN, ApiError
 from glasslm.serve.limits import Limits
 from glasslm.serve.metrics import ServerMetrics
 from glasslm.serve.model_thread import Delivery, ModelThread
@@ -175,4 +175,4 @@ def _put_events(delivery: Delivery) -> None:
 
 def stopping_error() -> ApiError:
     """The error of requests that the end of the server ends."""
-    return ApiError(503, "the server stops", code="shutting_down", retry_after_s=5)
+    return ApiError(503, "the server stops", code=SHUTTING_DOWN, retry_after_s=5)
