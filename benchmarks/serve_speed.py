@@ -9,6 +9,8 @@ All variants compute the same untrained weights in float32 and take turns:
 - serve: the server in a process of its own, N streaming requests of a client in this process;
 - transformers: `generate` of transformers on the exported model, a batch of N, where installed;
 - llama.cpp: its server on the exported weights (GGUF, f32), asked as ours, with --llama-server.
+Tokens/s count the whole time of N texts, from the requests to the last token, prompts included; of
+`generate` too, which reads its one prompt once. Beside them stands the speed while all N texts run.
 HTTP apart from the engine is the CPU time per token of a server whose scheduler computes nothing:
 it gives each stream the same token every 5 ms, so each token is a write of its own (Linux).
 Each stream has another prompt, so that no prefix is shared. Start to first token is the time from
@@ -29,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,8 +42,9 @@ import numpy as np
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig
 from glasslm.data.tokenizers import CharTokenizer
-from glasslm.inference.request import Request
+from glasslm.inference.request import Request, Token
 from glasslm.inference.sampling import Sampling
+from glasslm.inference.stream import Stream
 from glasslm.inference.trained_model import Model, load_model
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
@@ -107,14 +111,34 @@ def prompts(count: int) -> list[str]:
     return ["".join(draw.choice(alphabet, PROMPT_TOKENS)) for _ in range(count)]
 
 
-def run_scheduler(model: Model, texts: list[str], tokens: int) -> None:
-    """Generate all texts with a scheduler of this process."""
-    scheduler = model.scheduler(slots=32)
-    for text in texts:
-        ids = model.tokenizer.encode(text).tolist()
-        scheduler.submit(Request(ids, max_new_tokens=tokens, sampling=SAMPLING))
-    while scheduler.has_work:
-        scheduler.step()
+class EngineAlone:
+    """Generates texts with a scheduler of this process, and notes when tokens come."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.first_token_s: list[float] = []
+        self.full_speeds: list[float] = []  # tokens/s while all texts of a call run
+
+    def run(self, texts: list[str], tokens: int) -> None:
+        """Generate all texts at once."""
+        scheduler, start = self.model.scheduler(slots=32), time.perf_counter()
+        for text in texts:
+            ids = self.model.tokenizer.encode(text).tolist()
+            scheduler.submit(Request(ids, max_new_tokens=tokens, sampling=SAMPLING))
+        begun: set[Stream] = set()
+        full_start, n_full = 0.0, 0
+        while scheduler.has_work:
+            new = [stream for stream, event in scheduler.step() if isinstance(event, Token)]
+            now = time.perf_counter()
+            self.first_token_s += [now - start for _ in set(new) - begun]
+            if full_start and scheduler.counts.running == len(texts):
+                n_full += len(new)
+                full_end = now
+            begun.update(new)
+            if not full_start and len(begun) == len(texts):
+                full_start = now
+        if n_full:
+            self.full_speeds.append(n_full / (full_end - full_start))
 
 
 def run_generate(model: Model, texts: list[str], tokens: int) -> None:
@@ -206,6 +230,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def wait_until_ready(port: int) -> None:
+    """Wait until a server answers /health with 200, for at most a minute."""
+    for _ in range(600):
+        with contextlib.suppress(OSError):
+            if urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200:
+                return
+        time.sleep(0.1)
+    raise SystemExit(f"the server at port {port} does not answer: run its command by hand")
+
+
 def time_start(run: Path, threads: int) -> float:
     """Seconds from the start of the program to the first token."""
     port, start = free_port(), time.perf_counter()
@@ -248,15 +282,15 @@ def measure(preset: str, flags: argparse.Namespace, folder: Path) -> None:
     model = load_model(run, 0, engine="numpy", threads=flags.threads)
     context = model.config.model.block_size
     tokens = min(flags.tokens, context - PROMPT_TOKENS)
+    engine = EngineAlone(model)
     runners: dict[str, Callable[[list[str], int], None]] = {
-        "scheduler": lambda texts, tokens: run_scheduler(model, texts, tokens),
+        "scheduler": engine.run,
         "generate": lambda texts, tokens: run_generate(model, texts, tokens),
     }
     port = free_port()
     with contextlib.ExitStack() as servers:
         servers.enter_context(process(serve_command(run, port, flags.threads), "serving: "))
-        client = Client(port, run.name)
-        runners["serve"] = client.run
+        served = {"serve": Client(port, run.name)}
         if flags.peers and importlib.util.find_spec("transformers"):
             hf = export(run, folder / f"{preset}-hf", "hf")
             runners["transformers"] = transformers_runner(hf, flags.threads)
@@ -266,22 +300,31 @@ def measure(preset: str, flags: argparse.Namespace, folder: Path) -> None:
             command = [flags.llama_server, "-m", str(gguf), "--port", str(other), "-np", "32"]
             command += ["-c", str(32 * context), "-t", str(flags.threads)]
             servers.enter_context(process(command))
-            time.sleep(5)
-            runners["llama.cpp"] = Client(other, preset).run
-        single = 0.0
+            wait_until_ready(other)
+            served["llama.cpp"] = Client(other, preset)
+        runners |= {name: client.run for name, client in served.items()}
+        singles: dict[str, float] = {}
         for count in flags.streams:
-            client.first_token_s.clear()
+            clients = {"scheduler": engine, **served}
+            for each in clients.values():
+                each.first_token_s.clear()
+            engine.full_speeds.clear()
             times = take_all(runners, prompts(count), tokens, flags.seconds)
             amount = count * tokens
             print(f"\n{count} stream(s) of {tokens} tokens after {PROMPT_TOKENS}")
             print_speeds(times, amount, ("scheduler", "generate"))
-            first_ms = statistics.median(client.first_token_s) * 1e3
-            speed = amount / statistics.median(times["serve"])
-            single = single or speed
-            print(
-                f"serve: first token after {first_ms:.1f} ms (median), {speed / single:.1f} times "
-                f"the tokens/s of {flags.streams[0]} stream(s)"
-            )
+            for name, each in clients.items():
+                first_ms = statistics.median(each.first_token_s) * 1e3
+                speed = amount / statistics.median(times[name])
+                ratio = speed / singles.setdefault(name, speed)
+                print(
+                    f"{name}: first token after {first_ms:.1f} ms (median), {ratio:.1f} times the "
+                    f"tokens/s of {flags.streams[0]} stream(s)"
+                )
+            if engine.full_speeds:
+                full = statistics.median(engine.full_speeds)
+                share = full / (amount / statistics.median(times["generate"]))
+                print(f"scheduler while all run: {full:,.0f} tokens/s, {share:.2f} of generate")
 
 
 def take_all(

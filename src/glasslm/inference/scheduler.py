@@ -35,8 +35,8 @@ class Scheduler:
     """Generates the texts of many requests with one engine, each independent of the others.
 
     Up to `slots` requests run at once; the others wait in the order of their arrival. `step`
-    generates a token of every running text and reads at most one chunk of a prompt, so that a long
-    prompt does not stop the other texts. Memory is bounded by the KV cache of `slots` rows.
+    generates a token of every running text and reads at most a chunk of tokens of prompts, so that
+    a long prompt does not stop the other texts. Memory is bounded by the KV cache of `slots` rows.
 
     `while scheduler.has_work: events = scheduler.step()` answers all requests.
     """

@@ -1,4 +1,4 @@
-"""Streams that one engine computes together: a chunk of one prompt, or a token of every text.
+"""Streams that one engine computes together: chunks of prompts, and a token of every text.
 
 Letters: N streams, V vocabulary.
 """
@@ -60,29 +60,33 @@ class StreamBatch:
         stream.row = -1
 
     def step(self) -> StreamEvents:
-        """Compute the next token of every text that is read, and read a chunk of one that is not.
+        """Compute the next token of every text that is read, and read on in those that wait.
 
         An exception in the computation of some streams ends these streams, with the event
         `Finished` and the reason "failed".
         """
-        decoding, events = list(self._decoding), self._read_chunk()
+        decoding, events = list(self._decoding), self._read_prompts()
         if decoding:
             events += self._decode(decoding)
         return events
 
-    def _read_chunk(self) -> StreamEvents:
-        """Read a chunk of the first text that waits, and begin texts that others have read."""
+    def _read_prompts(self) -> StreamEvents:
+        """Read up to a chunk of tokens of the first texts that wait.
+
+        Texts that other rows have read begin at once.
+        """
         events: StreamEvents = []
-        has_read = False
+        n_read = 0
         while self._reading:
             stream = self._reading[0]
             try:
                 logits = self._begin(stream) if stream.is_new else None
                 if logits is None:
-                    if has_read:
+                    n_new = min(len(stream.unread), self.rows.chunk)
+                    if n_read and n_read + n_new > self.rows.chunk:
                         break
-                    events += self._read_unread(stream)
-                    has_read = True
+                    n_read += n_new
+                    events += self._read_chunk(stream)
                     continue
             except Exception as error:  # ends this stream only
                 events.append(self._fail(stream, error))
@@ -98,7 +102,7 @@ class StreamBatch:
         stream.unread, stream.is_new = stream.unread[stream.cached_tokens :], False
         return logits
 
-    def _read_unread(self, stream: Stream) -> StreamEvents:
+    def _read_chunk(self, stream: Stream) -> StreamEvents:
         """Read a chunk of a text, and after the last one generate a token."""
         chunk, is_prompt = stream.unread[: self.rows.chunk], not stream.new_tokens
         every = is_prompt and stream.request.prompt_logprobs
