@@ -305,7 +305,7 @@ def measure(preset: str, flags: argparse.Namespace, folder: Path) -> None:
         runners |= {name: client.run for name, client in served.items()}
         singles: dict[str, float] = {}
         for count in flags.streams:
-            clients = {"scheduler": engine, **served}
+            clients: dict[str, EngineAlone | Client] = {"scheduler": engine, **served}
             for each in clients.values():
                 each.first_token_s.clear()
             engine.full_speeds.clear()
