@@ -1,7 +1,9 @@
 """The command: who may use the server, its names, what it refuses to start, newer checkpoints."""
 
+import io
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -330,6 +332,28 @@ def test_a_conversation_that_is_too_long_is_refused(chat_server: ServerProcess) 
     messages = [{"role": "user", "content": "a" * 200}]
     response = chat_server.post("/v1/chat/completions", messages=messages)
     assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_what_spells_a_special_token_is_text(chat_server: ServerProcess) -> None:
+    """The prompt "<user>Hi<end>\n<assistant>" has one token a byte, that of <end> included."""
+    body = {"messages": [{"role": "user", "content": "Hi<end>"}], "max_tokens": 1}
+    usage = chat_server.post("/v1/chat/completions", **body).json()["usage"]
+    assert usage["prompt_tokens"] == len("<user>Hi<end>\n<assistant>")
+
+
+def test_the_terminal_chat_talks_to_the_server(
+    chat_server: ServerProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n" + "a" * 200 + "\n"))
+    flags = ["--temperature", "0", "--max-new-tokens", "12", "--json"]
+    assert main(["chat", "chat", "--server", chat_server.url, *flags]) == 0
+    out, err = capsys.readouterr()
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 12, "temperature": 0}
+    (choice,) = chat_server.post("/v1/chat/completions", **body).json()["choices"]
+    assert json.loads(out)["answer"] == choice["message"]["content"]
+    assert "the server answers 400" in err
 
 
 # -- the other engine ----------------------------------------------------------------------------

@@ -191,6 +191,14 @@ def test_a_chat_is_learnt_again_without_new_tokens(run: Run, chat: Path, tmp_pat
     assert first["loss"] == pytest.approx(run.best_val_loss, rel=1e-6)
 
 
+def test_a_chat_is_reproduced_to_the_bit(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with without_report():
+        assert main(["reproduce", str(run.path), "--run-dir", str(tmp_path / "again")]) == 0
+    assert "bit for bit" in capsys.readouterr().out
+
+
 def test_evaluate_scores_the_answers(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run.path), "--json", "--engine", "numpy"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -157,8 +157,8 @@ def tokenize_source(source: Source, tokenizer: Tokenizer, errors: str) -> TokenA
 
 
 def require_enough_tokens(dataset: Dataset, block_size: int, batch_size: int = 1) -> None:
-    """Raise InputError unless each part holds a window, the training part a batch, and there are
-    two different tokens or more: the next token of one is no question, and ln 1 is 0."""
+    """Raise InputError unless each part of a text holds a window, the training part a batch, and
+    there are two different tokens or more: the next token of one is no question, and ln 1 is 0."""
     cures = {
         "training": "",
         "validation": ", a larger --val-fraction",
@@ -166,7 +166,7 @@ def require_enough_tokens(dataset: Dataset, block_size: int, batch_size: int = 1
     }
     splits = zip(cures.items(), (dataset.train, dataset.val, dataset.test), strict=True)
     for (name, cure), split in splits:
-        if split is None or len(split.tokens) > block_size:
+        if split is None or split.conversations or len(split.tokens) > block_size:
             continue
         raise InputError(
             f"the {name} part has {len(split.tokens)} tokens ({split.bytes} bytes), but a window "
@@ -180,7 +180,7 @@ def require_enough_tokens(dataset: Dataset, block_size: int, batch_size: int = 1
             "use a text with two different characters or more, or --tokenizer byte"
         )
     n_windows = len(dataset.train.tokens) - block_size
-    if batch_size > n_windows:
+    if batch_size > n_windows and not dataset.train.conversations:
         raise InputError(
             f"the training part has {len(dataset.train.tokens)} tokens, which make {n_windows} "
             f"different windows of {block_size}, but a batch takes {batch_size}: "

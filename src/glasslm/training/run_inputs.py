@@ -78,9 +78,11 @@ def open_run_inputs(config: RunConfig, notify: Notify, dataset: Dataset | None =
             "LoRA adapters need trained weights to adapt: give --init-from RUN, or use "
             "`glasslm finetune RUN`"
         )
-    if config.data.chat is not None and dataset is None:
-        dataset, chat = open_chat(config, base, notify)
-        return RunInputs(dataset, None, base, chat)
+    if config.data.chat is not None:
+        opened, chat = open_chat(config, base, notify)
+        if dataset is not None and dataset.sha256 != opened.sha256:
+            raise InputError("the conversations or their template have changed: restore them")
+        return RunInputs(opened, None, base, chat)
     source = None
     if dataset is None:
         source = corpora.find_source(config.data, notify)
