@@ -24,13 +24,16 @@ from glasslm.inference.answers import judge_examples
 from glasslm.inference.suites.induction import measure_heads
 from glasslm.inference.suites.random_texts import known_tokens, repeated_tokens
 from glasslm.report.figures import PRINT_PALETTE, add_legend, style_axes
+from glasslm.runs.run_folder import Run
 
 FEW_FILES = {"sample_interval": 0, "threads": 1, "engine": "numpy", "checkpoint_interval": 10**6}
 
 
-def train(folder: Path, name: str, **flags: Any) -> glasslm.Run:
-    """Train a run; prints its processor seconds and the hash of its last weights."""
+def train(folder: Path, name: str, **flags: Any) -> Run:
+    """Train a run unless it is there; prints its processor seconds and its last weights' hash."""
     start = time.process_time()
+    if (folder / name).exists():
+        return Run(folder / name)
     run = glasslm.train(run_dir=folder / name, **FEW_FILES | flags)
     seconds = time.process_time() - start
     last = sorted((folder / name / "checkpoints").iterdir())[-1]
@@ -40,7 +43,7 @@ def train(folder: Path, name: str, **flags: Any) -> glasslm.Run:
     return run
 
 
-def evaluations(run: glasslm.Run) -> list[dict[str, Any]]:
+def evaluations(run: Run) -> list[dict[str, Any]]:
     """The evaluation lines of a run."""
     return [dict(line) for line in run.metrics() if line["kind"] == "eval"]
 
@@ -78,7 +81,7 @@ def induction(folder: Path) -> Any:
     return figure
 
 
-def draw_head_scores(axes: Any, run: glasslm.Run, colours: tuple[str, ...]) -> None:
+def draw_head_scores(axes: Any, run: Run, colours: tuple[str, ...]) -> None:
     """The largest score of any head at each checkpoint, on letters that are written twice."""
     steps = sorted(int(path.name) for path in (run.path / "checkpoints").iterdir())
     tokens = repeated_tokens(known_tokens(run.dataset(lambda message: None)), 32, 16, seed=1)
@@ -196,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("phenomenon", choices=list(PHENOMENA))
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of the figure")
-    parser.add_argument("--runs", type=Path, help="keep the runs here (default: delete them)")
+    parser.add_argument("--runs", type=Path, help="keep the runs here, and use them again")
     flags = parser.parse_args()
     start = time.process_time()
     with TemporaryDirectory() as temporary:
