@@ -98,11 +98,11 @@ def draw_head_scores(axes: Any, run: Run, colours: tuple[str, ...]) -> None:
 def grokking(folder: Path) -> Any:
     """Held-out sums modulo a prime are learned long after the training sums, with weight decay."""
     flags = {
-        "corpus": "task:modular-addition", "task_size": 41, "task_line": 6, "block_size": 6,
-        "val_fraction": 0.6, "d_model": 96, "n_layers": 1, "n_heads": 4, "position": "learned",
+        "corpus": "task:modular-addition", "task_size": 31, "task_line": 6, "block_size": 6,
+        "val_fraction": 0.6, "d_model": 64, "n_layers": 1, "n_heads": 4, "position": "learned",
         "feedforward": "gelu", "tie_embeddings": False, "optimizer": "adamw", "lr": 3e-3,
-        "schedule": "constant", "warmup_steps": 10, "betas": [0.9, 0.98], "batch_size": 256,
-        "max_steps": 2500, "eval_interval": 50,
+        "schedule": "constant", "warmup_steps": 10, "betas": [0.9, 0.98], "grad_clip": 0.0,
+        "batch_size": 128, "max_steps": 2500, "eval_interval": 50,
     }  # fmt: skip
     figure, panels = new_figure(2)
     for axes, decay in zip(panels, (1.0, 0.0)):
