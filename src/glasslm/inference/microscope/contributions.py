@@ -30,17 +30,18 @@ MAX_RELATIVE_GAP = 1e-3  # between the sum of the parts and the logit; more is a
 class Contributions(NamedTuple):
     """The shares of each part in the logits of candidates, at one position."""
 
-    parts: list[str]  # P: embedding, 0.0 (layer.head), 0.feedforward, 0.bias, norm.bias
+    parts: list[str]  # P: embedding, 0.0 (layer.head), 0.feedforward, 0.bias, norm.bias, head.bias
     shares: NDArray[np.float64]  # (P, C), whose sum over the parts is `logits`
     logits: NDArray[np.float64]  # (C,) as the model computed them
 
 
 def require_additive(config: RunConfig) -> None:
     """Raise InputError where the last stream is no sum of recorded parts."""
-    if not config.model.has_final_norm:
+    position = config.model.norm_position
+    if position != "pre":
         raise InputError(
-            "a norm follows each sublayer (--norm-position post), so the stream is no sum of what "
-            "the parts write"
+            f"a norm follows each sublayer (--norm-position {position}), so the stream is no sum "
+            "of what the parts write"
         )
     if config.operations.ops:
         raise InputError(
@@ -65,6 +66,8 @@ def contributions(
     names = list(parts)
     if constant.any():
         names, shares = [*names, "norm.bias"], np.vstack([shares, constant])
+    if (bias := weights.get("head.bias")) is not None:
+        names, shares = [*names, "head.bias"], np.vstack([shares, bias[candidates]])
     logits = recorded["logits"][t, candidates].astype(np.float64)
     _require_sum(shares, logits)
     return Contributions(names, shares, logits)

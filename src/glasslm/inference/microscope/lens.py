@@ -27,7 +27,7 @@ def lens_places(c: ModelConfig) -> list[str]:
     """
     places = ["embedding"]
     for i in range(c.n_layers):
-        places += [*([f"blocks.{i}.attention"] if c.has_final_norm else []), f"blocks.{i}"]
+        places += [*([f"blocks.{i}.attention"] if c.norm_position == "pre" else []), f"blocks.{i}"]
     return places
 
 
