@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from glasslm.interop import card_front_matter, card_paths, model_card, model_export
+from glasslm.interop import card_example, card_front_matter, card_paths, model_card, model_export
 from glasslm.interop.model_export import ModelExport
 from glasslm.runs.metrics import MetricsLog
 from glasslm.runs.run_folder import Run
@@ -192,7 +192,7 @@ def test_the_example_is_python(run_dir: Path, tmp_path: Path) -> None:
     model = model_export.load_export(str(run_dir))
     for alphabet in ("`", "'\"\\", "\u202e", "語", "\n", "{}"):
         other = dataclasses.replace(model, tokenizer=CharTokenizer(alphabet))
-        source = model_card._example(other)
+        source = card_example.example_code(other)
         assert source.count("`") == 6
         prompt = re.search(r"tokenizer\((.*), return_tensors", source)
         assert prompt
