@@ -25,6 +25,7 @@ from glasslm.inference.microscope import (
     ngrams,
     patching,
     reading,
+    recorded_pass,
     sgd_step,
 )
 from glasslm.inference.microscope.recorded_pass import RecordedPass, choose_candidates, top_tokens
@@ -148,6 +149,21 @@ def test_attention_is_that_of_the_model(folders: dict[str, Path]) -> None:
     averages = attention.attention_averages(recorded)
     np.testing.assert_allclose(averages[:-1], weights.mean(1), atol=1e-7)
     np.testing.assert_allclose(averages[-1], weights.mean((0, 1)), atol=1e-7)
+
+
+def test_attention_of_a_long_text_comes_in_portions(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded, _ = open_case(folders, "numpy", "default")
+    whole, scores = attention.attention_from(recorded, 9), attention.score_heads(recorded)
+    size = 4 * SMALL["n_heads"] * len(TEXT) ** 2
+    monkeypatch.setattr(recorded_pass, "MAX_KEPT_WEIGHTS_BYTES", 0)
+    monkeypatch.setattr(recorded_pass, "MAX_PORTION_BYTES", 2 * size)  # two layers, then one
+    long = RecordedPass(recorded.model, recorded.ids)
+    np.testing.assert_array_equal(attention.attention_from(long, 9), whole)
+    np.testing.assert_array_equal(attention.score_heads(long), scores)
+    np.testing.assert_array_equal(long.weights(1), recorded.weights(1))
+    assert not any("weights" in name for name in long._arrays)
 
 
 def test_a_smaller_picture_keeps_the_mean() -> None:

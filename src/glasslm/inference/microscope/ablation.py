@@ -96,7 +96,7 @@ def ablate_each(
     parts = part_names(recorded.config)
     variants = [switch_off(part, recorded.config) for part in parts]
     logprobs = log_probabilities(variant_logits(recorded, variants, t, check))
-    before = recorded.log_probabilities[t, candidates]
+    before = recorded.log_probabilities_at(t)[candidates]
     return Ablation(parts, logprobs[:, candidates], before)
 
 

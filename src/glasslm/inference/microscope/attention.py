@@ -22,20 +22,17 @@ PROBE_TOKENS = 64  # of the random text that is repeated once, for scores of ind
 
 def attention_from(recorded: RecordedPass, t: int) -> Array:
     """(L, H, T): where each head looks from position t; 0 after t."""
-    layers = range(recorded.config.n_layers)
-    return np.stack([recorded.weights(layer)[:, t] for layer in layers])
+    return np.stack([weights[:, t] for weights in recorded.all_weights()])
 
 
 def attention_thumbnails(recorded: RecordedPass) -> Array:
     """(L, H, S, S): the weights of all heads, at most THUMBNAIL_PIXELS wide, as area means."""
-    layers = range(recorded.config.n_layers)
-    return np.stack([shrink(recorded.weights(i), THUMBNAIL_PIXELS) for i in layers])
+    return np.stack([shrink(weights, THUMBNAIL_PIXELS) for weights in recorded.all_weights()])
 
 
 def attention_averages(recorded: RecordedPass) -> Array:
     """(L + 1, S, S): the mean of the heads of each layer, then that of all heads."""
-    layers = range(recorded.config.n_layers)
-    means = [shrink(recorded.weights(i).mean(0), AVERAGE_PIXELS) for i in layers]
+    means = [shrink(weights.mean(0), AVERAGE_PIXELS) for weights in recorded.all_weights()]
     return np.stack([*means, np.mean(means, axis=0)])
 
 
@@ -53,8 +50,7 @@ def shrink(weights: Array, pixels: int) -> Array:
 def score_heads(recorded: RecordedPass) -> NDArray[np.float64]:
     """(K, L, H): `head_scores` of this text, in the order of SCORE_NAMES; nan where none exist."""
     by_layer = [
-        head_scores(recorded.weights(layer)[None], recorded.ids[None])
-        for layer in range(recorded.config.n_layers)
+        head_scores(weights[None], recorded.ids[None]) for weights in recorded.all_weights()
     ]
     return np.array([[scores[name] for scores in by_layer] for name in SCORE_NAMES])
 

@@ -48,7 +48,7 @@ def patch_stream(
     """
     assert positions.stop <= min(t + 1, other.length)
     variants = [[Edit(place, p, other[place][p])] for p in positions]
-    before = recorded.log_probabilities[t, candidates]
+    before = recorded.log_probabilities_at(t)[candidates]
     if not variants:
         return Patch(np.zeros(0, np.int64), np.zeros((0, len(candidates))), before)
     logprobs = log_probabilities(variant_logits(recorded, variants, t, check))

@@ -58,7 +58,7 @@ def next_token_distribution(
     logits = recorded["logits"][t]
     used = np.zeros(logits.shape, bool)
     used[recorded.ids[: t + 1]] = True
-    before = np.exp(recorded.log_probabilities[t])
+    before = np.exp(recorded.log_probabilities_at(t))
     after = probabilities(logits, sampling, used)
     ids = choose_candidates(np.log(before), count, int(recorded.targets[t]))
     others = int(np.count_nonzero(after)) - int(np.count_nonzero(after[ids]))
@@ -67,4 +67,4 @@ def next_token_distribution(
 
 def logprobs_of(recorded: RecordedPass, t: int, ids: NDArray[Any]) -> NDArray[np.float64]:
     """(C,): log-probabilities of the tokens `ids` (C,) after position t."""
-    return recorded.log_probabilities[t, ids]
+    return recorded.log_probabilities_at(t)[ids]

@@ -5,7 +5,7 @@ Letters: T positions, L layers, H heads, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from glasslm.inference.trained_model import Model
 
 Array = NDArray[Any]
 
-# Attention weights of a text that are kept; those of longer texts are computed again.
-MAX_KEPT_WEIGHTS_BYTES = 64 << 20
+# Attention weights of a text that are kept; those of longer texts are computed again, in portions.
+MAX_KEPT_WEIGHTS_BYTES, MAX_PORTION_BYTES = 64 << 20, 256 << 20
 BIG_NAMES = (".scores", ".weights", ".preactivation", ".activation", ".experts")
 
 
@@ -58,13 +58,29 @@ class RecordedPass:
 
     def weights(self, layer: int) -> Array:
         """The attention weights (H, T, T) of a layer."""
-        name = f"blocks.{layer}.attention.weights"
+        name = _weights_name(layer)
         return self[name] if self._keeps_weights else self.inspect([name])[name][0]
+
+    def all_weights(self) -> Iterator[Array]:
+        """The attention weights (H, T, T) of every layer in turn, in as few passes as fit."""
+        layers = range(self.config.n_layers)
+        if self._keeps_weights:
+            yield from (self.weights(layer) for layer in layers)
+            return
+        count = max(1, MAX_PORTION_BYTES // self._weights_bytes)
+        for first in layers[::count]:
+            names = [_weights_name(layer) for layer in layers[first : first + count]]
+            arrays = self.inspect(names)
+            yield from (arrays.pop(name)[0] for name in names)
 
     @property
     def log_probabilities(self) -> NDArray[np.float64]:
         """(T, V): of the token after each position, by the model alone."""
         return log_probabilities(self["logits"])
+
+    def log_probabilities_at(self, t: int) -> NDArray[np.float64]:
+        """(V,): of the token after position t."""
+        return log_probabilities(self["logits"][t])
 
     def inspect(
         self, names: Iterable[str], edits: Sequence[Edit] = (), rows: int = 1
@@ -75,18 +91,26 @@ class RecordedPass:
     @property
     def _keeps_weights(self) -> bool:
         """Whether the attention weights of all layers are recorded together, and kept."""
-        c = self.config
-        size = 4 * c.n_layers * c.n_heads * self.length**2
+        size = self.config.n_layers * self._weights_bytes
         return size <= MAX_KEPT_WEIGHTS_BYTES and not self.model.config.operations.ops
+
+    @property
+    def _weights_bytes(self) -> int:
+        """The attention weights of a layer, in float32."""
+        return 4 * self.config.n_heads * self.length**2
 
     def _record(self, names: list[str]) -> None:
         """Record `names`, and, because a pass costs more than memory, what else is small."""
         small = [name for name in forward_names(self.config) if not _is_big(name)]
         if self._keeps_weights:
-            small += [f"blocks.{i}.attention.weights" for i in range(self.config.n_layers)]
+            small += [_weights_name(layer) for layer in range(self.config.n_layers)]
         missing = [name for name in {*names, *small} if name not in self._arrays]
         for name, array in self.inspect(missing).items():
             self._arrays[name] = array if ".experts." in name else array[0]
+
+
+def _weights_name(layer: int) -> str:
+    return f"blocks.{layer}.attention.weights"
 
 
 def _is_big(name: str) -> bool:

@@ -48,7 +48,7 @@ class Subject:
         """(C,): the likeliest tokens after t and the one of the text, for comparisons."""
         recorded = self.recorded
         target = int(recorded.targets[t])
-        return choose_candidates(recorded.log_probabilities[t], MAX_CANDIDATES, target)
+        return choose_candidates(recorded.log_probabilities_at(t), MAX_CANDIDATES, target)
 
 
 View = Callable[[Subject], tuple[Arrays, Facts]]
