@@ -39,6 +39,7 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as glasslm's command line does
 import numpy as np
 
+from glasslm.config.conversion import with_flags
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig
 from glasslm.data.tokenizers import CharTokenizer
@@ -90,9 +91,9 @@ PROMPT_TOKENS = 32
 SAMPLING = Sampling(temperature=0.8, seed=1)
 
 
-def make_run(folder: Path, preset: str) -> Path:
+def make_run(folder: Path, preset: str, **flags: Any) -> Path:
     """An untrained run of a preset."""
-    config = PRESETS[preset]().resolve()
+    config = with_flags(PRESETS[preset](), flags).resolve()
     data: dict[str, Any] = {"files": [], "sha256": "0" * 64}
     data |= dict.fromkeys(("train_tokens", "train_bytes", "val_tokens", "val_bytes"), 0)
     compute: Any = {"engine": "numpy", "device": "cpu", "precision": "fp32"}

@@ -13,6 +13,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LIBRARIES = {"nanogpt", "paired"}
 # These are not run here; mypy checks them.
 NEED_NANOGPT = {"gpu_speed", "time_to_loss", "torch_speed"}
+NEED_CHROMIUM = {"page_speed"}  # the same
 # A minute and more, or only a picture
 SLOW = {"ablation_memory", "cookbook_figure", "extrapolation", "terminal_figure"}
 SMALLEST_FLAGS = {
@@ -39,7 +40,7 @@ SMALLEST_FLAGS = {
 
 def test_every_benchmark_is_known() -> None:
     names = {path.stem for path in BENCHMARKS.glob("*.py")}
-    assert names == LIBRARIES | NEED_NANOGPT | SLOW | set(SMALLEST_FLAGS)
+    assert names == LIBRARIES | NEED_NANOGPT | NEED_CHROMIUM | SLOW | set(SMALLEST_FLAGS)
 
 
 @pytest.mark.slow

@@ -29,10 +29,10 @@ export const KEYS = [
  */
 export function listenToKeys({ scene, toggle, views, tools }) {
 	document.addEventListener("keydown", (event) => {
-		const target = /** @type {HTMLElement} */ (event.target);
+		const { target } = event;
 		const now = scene();
 		if (event.ctrlKey || event.metaKey || event.altKey || !now) return;
-		if (/^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName) || target.closest("dialog")) return;
+		if (target instanceof Element && target.closest("input, select, textarea, dialog")) return;
 		const act = actions(now, tools)[event.key];
 		if (act) {
 			event.preventDefault();

@@ -27,7 +27,10 @@ export function drawPattern(values, size, side) {
 	context.fillStyle = palette.card;
 	context.fillRect(0, 0, side, side);
 	context.fillStyle = palette.sink;
-	for (let row = 0; row < size; row++) context.fillRect((row + 1) * z, row * z, side, z);
+	for (let row = 0; row < size; row++) {
+		const [top, bottom] = [Math.round(row * z), Math.round((row + 1) * z)];
+		context.fillRect((row + 1) * z, top, side, bottom - top);
+	}
 	const space = z > 5 ? 0.5 : 0;
 	for (let row = 0; row < size; row++) {
 		for (let column = 0; column <= row; column++) {
