@@ -30,6 +30,7 @@ from glasslm.interop import families, gguf_file
 from glasslm.lab.checks import gradient_check, op_cases
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import initial_weights, parameter_table
+from glasslm.training.preference import dpo, grpo
 
 DOCS = Path(__file__).parents[1] / "docs"
 SOURCE = Path(glasslm.__file__).parent
@@ -82,7 +83,7 @@ def test_the_readme_quotes_an_op_and_the_check() -> None:
     measurements = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
     assert summary.split(";")[0] in measurements
     switches, combinations = gradient_check.single_switches(), gradient_check.combinations(50, 0)
-    models = len([*switches, *combinations, *gradient_check.SOFTMAX_TERMS])
+    models = len([*switches, *combinations, *gradient_check.SOFTMAX_TERMS, "weighted targets"])
     assert summary.startswith(f"{len(op_cases.OPS) + models} cases, ")
 
 
@@ -194,7 +195,7 @@ def test_every_op_and_optimizer_has_a_section_and_every_section_its_code() -> No
         names = section.split(".")
         owner = next(
             module
-            for module in (*PARTS, positions, optimizer, engine, public_ops)
+            for module in (*PARTS, positions, optimizer, engine, public_ops, dpo, grpo)
             if hasattr(module, names[0])
         )
         for name in names:

@@ -16,7 +16,10 @@ from glasslm.config.conversion import to_dict, with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.engines import memory_estimate
 from glasslm.errors import DamagedError, InputError
+from glasslm.lab.diagnosis.replay import replay_step
+from glasslm.lab.verification.resumption import try_resume
 from glasslm.model.parameters import parameter_table
+from glasslm.report import run_report
 from glasslm.runs import checkpoint
 from glasslm.runs.metrics import Line, comparable_lines, eval_lines, step_lines, warning_lines
 from glasslm.runs.run_folder import Run
@@ -84,9 +87,9 @@ def tune(
     return Run(run_dir)
 
 
-def begins_with_1(self: AdditionReward, prompt: str, answer: str | None) -> float:
+def contains_5(self: AdditionReward, prompt: str, answer: str | None) -> float:
     """A reward that this small model can learn in a few steps."""
-    return float((answer or "").startswith("1"))
+    return float("5" in (answer or ""))
 
 
 OBJECTIVES = ["dpo", "grpo"]
@@ -163,13 +166,14 @@ def test_a_reward_is_learned_with_adapters(
     additions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """base/ has the frozen weights."""
-    monkeypatch.setattr(AdditionReward, "score", begins_with_1)
+    monkeypatch.setattr(AdditionReward, "score", contains_5)
     run = tune(
         additions, tmp_path / "run", reward="addition", lora_rank=4, max_steps=30, lr=5e-2,
-        batch_size=32, group_size=16, eval_interval=30, checkpoint_interval=30, warmup_steps=2,
+        batch_size=64, group_size=32, eval_interval=30, checkpoint_interval=30, kl=0.0,
+        schedule="constant",
     )  # fmt: skip
     scores = [float(line["preference"]["reward"] or 0) for line in step_lines(run.metrics())]
-    assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 0.1
+    assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 0.05
     table = parameter_table(run.config.model, run.tokenizer.vocab_size)
     saved = {name for name, _ in checkpoint.load(run.path).state() if "/" not in name}
     assert saved == set(table)  # with those of base/
@@ -184,6 +188,22 @@ def test_a_constant_reward_changes_nothing(
     weights = [name for name in last if "/" not in name]
     assert all(np.array_equal(first[name], last[name]) for name in weights)
     assert {line["grad_norm"] for line in step_lines(run.metrics())} == {0}
+
+
+def test_the_page_has_the_measures_and_a_copy_resumes_to_the_bit(
+    additions: Path, objective: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tune(additions, tmp_path / "run", **objective)
+    page = run_report.write(run.path, time_share=0).read_text(encoding="utf-8")
+    measure = "reward" if "reward" in objective else "accuracy"
+    assert f"held-out {measure}" in page
+    assert (run.path / "figures" / "preference.png").exists()
+    assert "Entropy of the answers" in page or "reward" not in objective
+    resumption = try_resume(run.path, ignore_message)
+    assert resumption.difference == 0
+    assert resumption.same_lines
+    with pytest.raises(InputError, match="learned preferences"):
+        replay_step(run.path, 2, COMPUTE, ignore_message)
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -313,7 +333,7 @@ def test_signs_are_warned_of_once_by_name(
 def test_a_run_whose_answers_drift_is_warned(
     additions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(AdditionReward, "score", begins_with_1)
+    monkeypatch.setattr(AdditionReward, "score", contains_5)
     monkeypatch.setattr(warning_signs, "MAX_KL", 1e-6)
     run = tune(additions, tmp_path / "run", reward="addition", max_steps=9)
     assert [line["code"] for line in warning_lines(run.metrics())].count("kl") == 1

@@ -34,6 +34,7 @@ COMMON_FIELDS = frozenset(
         *("norm", "feedforward", "position", "optimizer", "lr", "warmup_steps", "schedule"),
         *("batch_size", "max_steps", "epochs", "max_time", "seed", "init_from"),
         *("eval_interval", "checkpoint_interval", "sample_interval"),
+        *("preferences", "reward"),
         *("engine", "device", "precision", "threads"),
     ]
 )

@@ -144,10 +144,10 @@ REWARD_PANELS = (  # measure, title, unit; a run has those of its objective
     ("reward", "Reward", "mean of the answers"),
     ("accuracy", "Pairs with the preferred order", "share of the pairs"),
     ("margin", "Margin between the answers of a pair", "nats x beta"),
-    ("kl", "Divergence from the first weights", "nats per token of the answers"),
+    ("chosen_nats", "Nats of the chosen answers", "nats per answer"),
+    ("kl", "KL from the first weights", "nats per token"),
     ("entropy", "Entropy of the answers", "nats per token"),
     ("distinct", "Different answers", "share"),
-    ("length", "Length of the answers", "tokens"),
 )
 
 

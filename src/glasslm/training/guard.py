@@ -169,11 +169,13 @@ class Guard:
             return None
         assert best is not None
         self.warned_overfit = True
+        is_tuned = self.config.preference.is_active
+        remedy = "a larger --kl or --beta" if is_tuned else "more text or --dropout"
         return (
             f"overfitting: the validation loss is {loss:.4f}, {loss - best.loss:.4f} above its "
             f"best of step {best.step} and not better for {evaluations_since_best} evaluations, "
-            f"while the training loss fell from {loss_at_best:.4f} to {recent_loss:.4f}. Use more "
-            "text or --dropout; --patience stops in time"
+            f"while the training loss fell from {loss_at_best:.4f} to {recent_loss:.4f}. Use "
+            f"{remedy}; --patience stops in time"
         )
 
     @property
@@ -249,11 +251,14 @@ def window_limits(
     return limits
 
 
-def spike_warning(step: int, loss: float, norm: float, limits: Limits, action: str) -> str:
+def spike_warning(
+    step: int, loss: float, norm: float, limits: Limits, action: str, can_replay: bool = True
+) -> str:
     """The warning of a spike; `action` says what was done about it."""
     if loss > limits.loss:
         value = f"the loss of step {step} is {loss:.4f}, above {limits.loss:.4f}"
     else:
         value = f"the gradient norm of step {step} is {norm:.4g}, above {limits.norm:.4g}"
     rule = f"{SPIKE_DEVIATIONS:g} standard deviations over the last {WINDOW_STEPS} steps"
-    return f"spike: {value} ({rule}){action}. See `glasslm diagnose RUN --replay {step}`"
+    advice = f". See `glasslm diagnose RUN --replay {step}`" if can_replay else ""
+    return f"spike: {value} ({rule}){action}{advice}"

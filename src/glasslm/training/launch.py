@@ -232,6 +232,10 @@ def _choose_compute(
             compute = dataclasses.replace(compute, compile="off")
             if can_compile(compute):
                 reasons.append("not compiled: torch.compile does not see through --ops")
+    if config.preference.is_active and compute.compile == "auto":
+        compute = dataclasses.replace(compute, compile="off")
+        if can_compile(compute):
+            reasons.append("not compiled: the answers of each step have another length")
     return compute, reasons
 
 

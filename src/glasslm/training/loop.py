@@ -185,7 +185,7 @@ class Loop:
             action = self.config.train.on_spike
             message = record_spike(
                 self.run_dir, self.step, batch, self.dataset.tokenizer, losses.cross_entropy,
-                update.norm, limits, action, self.rollback_step,
+                update.norm, limits, action, self.rollback_step, can_replay=self.objective is None,
             )  # fmt: skip
             self.warn("spike", message)
             if action == "rollback":

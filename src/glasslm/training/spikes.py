@@ -23,6 +23,7 @@ def record_spike(
     limits: Limits,
     action: str,
     rollback_step: int,
+    can_replay: bool,
 ) -> str:
     """Write the batch of a spike, unless the folder is full, and return the warning.
 
@@ -34,7 +35,7 @@ def record_spike(
         "rollback": f": back to the weights of step {rollback_step}",
     }
     _write_spike(run_dir / FOLDER, step, batch, tokenizer, loss, norm, limits, action)
-    return spike_warning(step, loss, norm, limits, outcome[action])
+    return spike_warning(step, loss, norm, limits, outcome[action], can_replay)
 
 
 def _write_spike(

@@ -194,7 +194,9 @@ class TorchEngine:
         """The weights (B, T) of the targets in rows `part` (B,) of a batch that has some."""
         if batch.weights is None:
             return None
-        return self._to_device(batch.weights[part]).to(self.master_dtype)
+        # Cast here, because not every device has float64.
+        dtype = np.float64 if self.precision == "fp64" else np.float32
+        return self._to_device(batch.weights[part].astype(dtype))
 
     def _inputs(self, batch: Batch, part: Array) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens and targets (B, T) of rows `part` (B,) of a batch, and dropout keys (sites, B)."""

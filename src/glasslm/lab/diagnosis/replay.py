@@ -77,6 +77,11 @@ def replay_step(run_dir: Path, step: int, compute: ComputeConfig, notify: Notify
     complete checkpoint before it.
     """
     run = Run(run_dir)
+    if run.config.preference.is_active:
+        raise InputError(
+            f"--replay {step}: {run_dir} learned preferences, and a replay shows windows of a "
+            "text. Its measures are in metrics.jsonl, under `preference`"
+        )
     last = run.length
     if not 1 <= step <= last:
         raise InputError(

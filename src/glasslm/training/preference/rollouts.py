@@ -57,13 +57,16 @@ class Sampler:
         """
         tile = self.engine.row_tile
         slots = min(math.ceil(len(prompts) / tile) * tile, MAX_ROLLOUT_ROWS)
-        scheduler = Scheduler(self.engine, self.tokenizer, self.config, slots=slots)
-        streams = [
-            scheduler.submit(
-                Request(self.prompt_ids(prompt), self.answer_tokens, sampling, number, stop=(END,))
-            )
+        requests = [
+            Request(self.prompt_ids(prompt), self.answer_tokens, sampling, number, stop=(END,))
             for number, prompt in enumerate(prompts, first_sample)
         ]
+        longest = max(len(request.ids) for request in requests)
+        scheduler = Scheduler(
+            self.engine, self.tokenizer, self.config,
+            slots=slots, capacity=longest + self.answer_tokens,
+        )  # fmt: skip
+        streams = [scheduler.submit(request) for request in requests]
         texts = dict.fromkeys(streams, "")
         ended = dict.fromkeys(streams, False)
         while scheduler.has_work:
