@@ -268,7 +268,11 @@ def test_epochs_are_called_epochs(tmp_path: Path) -> None:
         ("a.xlsx", b"PK\x03\x04", "an Excel workbook .* Save its table as CSV"),
         ("a.parquet", b"PAR1", "a Parquet file: .*to_csv"),
         ("a.log.gz", b"\x1f\x8b\x08", "a gzip file: .* gunzip"),
-        ("run-tag-lr.csv", b"Wall time,Step,Value\n1,1,0.1\n2,2,0.1\n", "no losses by the name"),
+        (
+            "run-tag-lr.csv",
+            b"Wall time,Step,Value\n1,1,0.1\n2,2,0.1\n",
+            "another metric, by its name",
+        ),
         ("acc_val.csv", b"step,value\n1,0.1\n2,0.2\n", "--columns loss=value"),
         (
             "a.csv",

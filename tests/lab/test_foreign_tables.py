@@ -44,7 +44,7 @@ TABLES = {
     ),
     "sizes in names": (
         rows("Model,Tokens,Loss", "tiny-{m:.0f}m,{b:.0f}B,{x}"),
-        "N is the size in the names of `Model`: rounded, and of unknown kind",
+        "N is the size in the names of `Model`: it is rounded",
     ),
     "sizes in names before a bracket": (
         rows("model,tokens (B),val loss", "{m:.0f}M (small),{b:.0f},{x}"),
@@ -79,7 +79,7 @@ TABLES = {
         rows("N,D,loss", "{m:.0f}'000'000,{b:.0f}'000'000'000,{x}"),
         "3 runs",
     ),
-    "errors and marks": (rows("N,D,loss", "~{m:.0f}M†,≈{b:.0f}B,{x} ± 0.01*"), "3 runs"),
+    "errors and marks": (rows("N,D,loss", "~{m:.0f}M†,≈{b:.0f}B,{x} ± 0.01*"), "errors after ± in `loss`"),
     "LaTeX": (
         "\\toprule\nParams & Tokens & Loss \\\\ \\midrule\n"
         + rows("", "${m:.0f}\\times 10^{{6}}$ & {b:.0f}B & \\textbf{{{x}}} $\\pm$ 1 \\\\"),

@@ -98,3 +98,36 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "better by 0.0502 nats" in capsys.readouterr().out
     assert cli.main(["ablate", "--fit", path, "--baseline", "x"]) == 2
     assert cli.main(["ablate", "--baseline", "x"]) == 2
+
+
+WAYS = {
+    "seeds in names": "run,loss\n{a}-s1,4.5\n{a}-s2,4.53\n{b}-s1,4.4\n{b}-s2,4.42\n",
+    "names of runs beside groups": (
+        "name,group,seed,loss\nr1,{a},1,4.5\nr2,{a},2,4.53\nr3,{b},1,4.4\nr4,{b},2,4.42\n"
+    ),
+    "a column for each seed": "variant,seed 1,seed 2\n{a},4.5,4.53\n{b},4.4,4.42\n",
+    "settings": "lr,seed,loss\n1,1,4.5\n1,2,4.53\n2,1,4.4\n2,2,4.42\n",
+    "several settings": ("norm,act,seed,loss\nx,y,1,4.5\nx,y,2,4.53\nx,z,1,4.4\nx,z,2,4.42\n"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_variants_and_seeds_in_other_ways(tmp_path: Path, way: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(WAYS[way].format(a="base", b="new"), encoding="utf-8")
+    study = judge_table(path)
+    expected = {"settings": ["lr=1", "lr=2"], "several settings": ["act=y", "act=z"]}
+    assert [variant.name for variant in study.variants] == expected.get(way, ["base", "new"])
+    assert study.variants[1].paired
+    comparison = study.variants[1].comparison
+    assert comparison is not None
+    assert comparison.delta == pytest.approx(-0.105)
+
+
+def test_a_word_for_a_diverged_run_and_means_with_errors(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("variant,seed,loss\na,1,4\na,2,4\nb,1,diverged\nb,2,4\n", encoding="utf-8")
+    assert judge_table(path).variants[1].losses == [None, 4]
+    path.write_text("variant,loss\na,4.5 ± 0.1\nb,4.4 ± 0.1\n", encoding="utf-8")
+    with pytest.raises(InputError, match="a mean with its error: expected the loss of each run"):
+        judge_table(path)

@@ -136,8 +136,8 @@ class CurveTable:
             self.columns["grad_norm"] = column
         elif OTHER_METRICS.intersection(words):
             raise InputError(
-                f"the values of {self.table.path} are no losses by the name of the file: expected "
-                f"the file of a loss. --columns loss={column.name} takes them as one"
+                f"{self.table.path} has another metric, by its name: expected the file of a loss. "
+                f"--columns loss={column.name} takes its values as losses"
             )
         else:
             role = "val_loss" if VALIDATION_WORDS.intersection(words) else "loss"

@@ -66,13 +66,18 @@ def read_runs(path: Path, mapping: Sequence[str] = ()) -> RunTable:
         if name:
             table = _with_sizes(table, sizes)
             chosen["N"] = Column(SIZE_IN_NAME)
-            notes.append(f"N is the size in the names of `{name}`: rounded, and of unknown kind")
+            notes.append(
+                f"N is the size in the names of `{name}`: it is rounded, and which parameters it "
+                "counts is unknown"
+            )
     if "D" in chosen:
         chosen.pop("ratio", None)
     if "N" not in chosen or "loss" not in chosen or not {"D", "C", "ratio"} & chosen.keys():
         raise columns.unreadable(path, table, EXPECTED)
     table, failed = _leave_out_failed(table, chosen["loss"])
     notes += failed
+    if any("±" in str(row.cells.get(chosen["loss"].name)) for row in table.rows):
+        notes.append(f"the errors after ± in {chosen['loss']} are not used")
     others = other_columns(found["loss"], chosen["loss"]) if "loss" not in named else []
     chosen["loss"], unit = columns.to_loss(chosen["loss"])
     _require_possible_units(table, chosen)

@@ -7,6 +7,7 @@ variant. Seeds that two variants share are paired.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from glasslm.lab.statistics import Comparison, Verdict, compare_losses, judge_fa
 from glasslm.lab.tables import columns
 from glasslm.lab.tables.columns import Column, find_columns
 from glasslm.lab.tables.numbers import is_missing, is_number
-from glasslm.lab.tables.rows import Table, read_table
+from glasslm.lab.tables.rows import Row, Table, read_table
 from glasslm.text import align_columns, plural
 
 VARIANT_NAMES = (
@@ -30,6 +31,10 @@ LOSS_NAMES = (
     "best_val_loss", "val_bpb", "bpb", "train_loss", "val_ppl", "ppl", "perplexity",
 )  # fmt: skip
 BASELINE_NAMES = ("baseline", "base", "control", "default", "reference")
+DIVERGED = {"diverged", "diverges", "div"}  # words for a loss that is not finite
+SEED_IN_NAME = "seed in the name"
+_SEED_IN_NAME = re.compile(r"(?P<name>.*?)[-_. /]*(?:seed|s)[-_= ]?(?P<seed>\d+)", re.I)
+_SEED_COLUMN = re.compile(r"(?:seed|s|run|trial)?[-_ ]?\d+", re.I)
 ROLES = ("variant", "seed", "loss")  # that --columns can name
 EXPECTED = (
     "variant, seed and loss, a row for each run; or seed and a column of losses for each variant"
@@ -129,13 +134,23 @@ def _pair(
 def _read_losses(table: Table, mapping: Sequence[str]) -> tuple[Losses, str]:
     """The losses by variant and seed, and a sentence on what was read."""
     named = columns.parse_mapping(mapping, ROLES, table)
-    found = {
-        role: named.get(role) or next(iter(find_columns(table, names)), None)
-        for role, names in (("variant", VARIANT_NAMES), ("seed", SEED_NAMES), ("loss", LOSS_NAMES))
-    }
-    variant, seed, loss = found["variant"], found["seed"], found["loss"]
+    loss, seed = (
+        named.get(role) or next(iter(find_columns(table, names)), None)
+        for role, names in (("loss", LOSS_NAMES), ("seed", SEED_NAMES))
+    )
+    variant = named.get("variant") or _choose_variant(table)
+    if loss is None and variant and _has_seed_columns(table, variant):
+        losses = _read_seed_columns(table, variant)
+        return losses, f"{table.format}: variants from {variant}, a column for each seed; " + (
+            _count(losses)
+        )
+    if variant and loss and seed is None and "variant" not in named:
+        table, seed = _split_names(table, variant)
+    if variant is None and loss and seed:
+        table, variant = _join_factors(table, loss, seed)
     if variant and loss:
         loss, unit = columns.to_loss(loss)
+        _require_no_errors(table, loss)
         losses = _read_rows(table, variant, seed, loss)
         first = f"{table.format}: variants from {variant}, losses from {loss} taken as {unit}"
     else:
@@ -144,14 +159,88 @@ def _read_losses(table: Table, mapping: Sequence[str]) -> tuple[Losses, str]:
         if others:
             first += f", without {', '.join(others)}, whose numbers cannot be losses"
     first += f", seeds from {seed}" if seed else ", seeds by the order of the rows"
-    count = sum(map(len, losses.values()))
-    return losses, f"{first}; {count:,} losses of {plural(len(losses), 'variant')}"
+    return losses, f"{first}; {_count(losses)}"
+
+
+def _count(losses: Losses) -> str:
+    return f"{sum(map(len, losses.values())):,} losses of {plural(len(losses), 'variant')}"
+
+
+def _choose_variant(table: Table) -> Column | None:
+    """The column of variants: the first whose names repeat, as they do over seeds."""
+    candidates = find_columns(table, VARIANT_NAMES)
+
+    def repeats(column: Column) -> bool:
+        names = [row.cells.get(column.name) for row in table.rows]
+        return len(set(map(str, names))) < len(names)
+
+    return next(filter(repeats, candidates), candidates[0] if candidates else None)
+
+
+def _split_names(table: Table, variant: Column) -> tuple[Table, Column | None]:
+    """The table with seeds of their own where all names have one, as "base-s1" has."""
+    matches = [_SEED_IN_NAME.fullmatch(str(row.cells.get(variant.name))) for row in table.rows]
+    if not all(matches):
+        return table, None
+    rows = [
+        Row(row.line, {**row.cells, variant.name: match["name"], SEED_IN_NAME: match["seed"]})
+        for row, match in zip(table.rows, matches)
+        if match
+    ]
+    return table._replace(rows=rows), Column(SEED_IN_NAME)
+
+
+def _join_factors(table: Table, loss: Column, seed: Column) -> tuple[Table, Column | None]:
+    """The table with a column of variants, made of the settings whose values repeat."""
+    factors = [
+        name
+        for name in table.names
+        if name not in (loss.name, seed.name)
+        and 1 < len({str(row.cells.get(name)) for row in table.rows}) <= len(table.rows) / 2
+    ]
+    if not factors:
+        return table, None
+    joined = " and ".join(factors)
+    rows = [
+        Row(row.line, {**row.cells, joined: " ".join(f"{f}={row.cells.get(f)}" for f in factors)})
+        for row in table.rows
+    ]
+    return table._replace(rows=rows), Column(joined)
+
+
+def _require_no_errors(table: Table, loss: Column) -> None:
+    """Raise InputError for means with their errors: they are no losses of single runs."""
+    with_error = [row for row in table.rows if "±" in str(row.cells.get(loss.name))]
+    if with_error:
+        raise InputError(
+            f"line {with_error[0].line} of {table.path}: '{with_error[0].cells[loss.name]}' is a "
+            "mean with its error: expected the loss of each run, a row for each seed"
+        )
+
+
+def _has_seed_columns(table: Table, variant: Column) -> bool:
+    names = [name for name in table.names if name != variant.name]
+    return len(names) > 1 and all(_SEED_COLUMN.fullmatch(name.strip()) for name in names)
+
+
+def _read_seed_columns(table: Table, variant: Column) -> Losses:
+    """The losses of a table with a row for each variant and a column for each seed."""
+    losses: Losses = {}
+    for row in table.rows:
+        group = losses.setdefault(str(row.cells.get(variant.name)).strip(), {})
+        for name in table.names:
+            value = None if name == variant.name else Column(name).number(row, table)
+            if value is not None:
+                group[name] = value if math.isfinite(value) else None
+    return losses
 
 
 def _read_rows(table: Table, variant: Column, seed: Column | None, loss: Column) -> Losses:
     losses: Losses = {}
     for row in table.rows:
-        name, value = str(row.cells.get(variant.name, "")).strip(), loss.number(row, table)
+        name = str(row.cells.get(variant.name, "")).strip()
+        has_diverged = str(row.cells.get(loss.name)).strip().lower() in DIVERGED
+        value = math.nan if has_diverged else loss.number(row, table)
         if not name or value is None:
             continue
         group = losses.setdefault(name, {})
