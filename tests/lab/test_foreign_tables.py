@@ -79,7 +79,7 @@ TABLES = {
         rows("N,D,loss", "{m:.0f}'000'000,{b:.0f}'000'000'000,{x}"),
         "3 runs",
     ),
-    "errors and marks": (rows("N,D,loss", "~{m:.0f}M†,≈{b:.0f}B,{x} ± 0.01*"), "errors after ± in `loss`"),
+    "errors and marks": (rows("N,D,loss", "~{m:.0f}M†,≈{b:.0f}B,{x} ± 0.1*"), "after ± in `loss`"),
     "LaTeX": (
         "\\toprule\nParams & Tokens & Loss \\\\ \\midrule\n"
         + rows("", "${m:.0f}\\times 10^{{6}}$ & {b:.0f}B & \\textbf{{{x}}} $\\pm$ 1 \\\\"),

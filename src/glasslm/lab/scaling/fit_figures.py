@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MAX_DRAWN_LAWS = 60  # lines of the fitted law, one for a size
 MAX_LEGEND_SIZES = 8  # with more, a colour bar tells the sizes apart
 
 
@@ -35,8 +36,12 @@ def draw_scaling_curve(analysis: Analysis, colours: Palette) -> Figure:
     scale = None
     if len(sizes) > MAX_LEGEND_SIZES:
         scale = _add_colour_bar(figure, axes, sizes, "parameters N", colours)
+    by_size: dict[float, list[Observation]] = {}
+    for o in sorted(analysis.runs, key=lambda o: o.C):
+        by_size.setdefault(o.N, []).append(o)
+    drawn_laws = set(sizes[:: -(-len(sizes) // MAX_DRAWN_LAWS)])
     for i, N in enumerate(sizes):
-        runs = sorted((o for o in analysis.runs if o.N == N), key=lambda o: o.C)
+        runs = by_size[N]
         colour = scale(N) if scale else palette[i % 3]
         axes.plot(
             [o.C for o in runs],
@@ -45,6 +50,8 @@ def draw_scaling_curve(analysis: Analysis, colours: Palette) -> Figure:
             color=colour,
             label=None if scale else f"N = {_abbreviate(N)}",
         )
+        if N not in drawn_laws:
+            continue
         C = np.geomspace(runs[0].C / 1.5, runs[-1].C * 1.5, 60)
         losses = [fit.loss(N, c / (6 * N)) for c in C]
         axes.plot(C, losses, color=colour, linewidth=0.8, alpha=0.7)

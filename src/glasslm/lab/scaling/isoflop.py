@@ -7,9 +7,10 @@ result. C in FLOPs, N parameters, losses in nats per token.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from operator import attrgetter
 
 import numpy as np
 
@@ -131,13 +132,21 @@ class TrainingCurve:
 def training_curves(observations: Sequence[Observation]) -> list[TrainingCurve]:
     """A curve of each size with two computes or more; its points are losses of finished runs."""
     curves = []
-    for size in sorted({o.N for o in observations}):
-        runs = [o for o in observations if size == o.N]
-        computes = sorted({o.C for o in runs})
-        if len(computes) > 1:
-            means = [float(np.mean([o.loss for o in runs if o.C == C])) for C in computes]
-            curves.append(TrainingCurve(size, computes, means))
+    for size, losses in sorted(_group_losses(observations, attrgetter("C")).items()):
+        if len(losses) > 1:
+            means = [float(np.mean(values)) for values in losses.values()]
+            curves.append(TrainingCurve(size, list(losses), means))
     return curves
+
+
+def _group_losses(
+    observations: Sequence[Observation], key: Callable[[Observation], float]
+) -> dict[float, dict[float, list[float]]]:
+    """The losses of each size by ascending compute or tokens."""
+    by_size: dict[float, dict[float, list[float]]] = {}
+    for o in sorted(observations, key=key):
+        by_size.setdefault(o.N, {}).setdefault(key(o), []).append(o.loss)
+    return by_size
 
 
 def envelope_frontier(curves: Sequence[TrainingCurve]) -> Frontier:
@@ -270,27 +279,42 @@ def interpolate_equal_tokens(observations: Sequence[Observation]) -> list[Observ
     runs of a size, by monotone cubics in logarithms; a size with one run is used only if that run
     has this number of tokens.
     """
+    means = {
+        size: {D: float(np.mean(losses)) for D, losses in runs.items()}
+        for size, runs in _group_losses(observations, attrgetter("D")).items()
+    }
+    tokens = np.array(sorted({o.D for o in observations}))
+    covered = sum(_covers(np.array(list(runs)), tokens).astype(int) for runs in means.values())
+    best = float(tokens[np.flatnonzero(covered == np.max(covered))[-1]])
+    return [
+        Observation(size, best, _loss_at(means[size], best))
+        for size in sorted(means)
+        if _covers(np.array(list(means[size])), np.array([best]))[0]
+    ]
+
+
+def _covers(D: Array, tokens: Array) -> Array:
+    """(n,) whether runs with the ascending tokens D (m,) tell the loss at each of `tokens` (n,)."""
+    above = np.searchsorted(D, tokens)
+    low, high = D[np.maximum(above - 1, 0)], D[np.minimum(above, len(D) - 1)]
+    is_inside = (low < tokens) & (tokens < high) & (high < MAX_TOKEN_GAP * low)
+    result: Array = is_inside | _is_same_level(low, tokens) | _is_same_level(high, tokens)
+    return result
+
+
+def _is_same_level(a: Array, b: Array) -> Array:
+    return np.asarray(np.maximum(a / b, b / a) < SAME_LEVEL_RATIO)
+
+
+def _loss_at(means: dict[float, float], tokens: float) -> float:
+    """The mean loss of the runs with these tokens, or else interpolated between its neighbours."""
     from scipy.interpolate import PchipInterpolator
 
-    def losses(tokens: float) -> dict[float, float]:
-        result = {}
-        for size in {o.N for o in observations}:
-            runs = [o for o in observations if size == o.N]
-            D = sorted({o.D for o in runs})
-            means = [float(np.mean([o.loss for o in runs if d == o.D])) for d in D]
-            close = [
-                mean for d, mean in zip(D, means) if max(d / tokens, tokens / d) < SAME_LEVEL_RATIO
-            ]
-            if close:
-                result[size] = close[-1]
-            elif any(a < tokens < b < MAX_TOKEN_GAP * a for a, b in pairwise(D)):
-                result[size] = math.exp(
-                    float(PchipInterpolator(np.log(D), np.log(means))(math.log(tokens)))
-                )
-        return result
-
-    best = max({o.D for o in observations}, key=lambda D: (len(losses(D)), D))
-    return [Observation(N, best, loss) for N, loss in sorted(losses(best).items())]
+    close = [mean for D, mean in means.items() if max(D / tokens, tokens / D) < SAME_LEVEL_RATIO]
+    if close:
+        return close[-1]
+    curve = PchipInterpolator(np.log(list(means)), np.log(list(means.values())))
+    return math.exp(float(curve(math.log(tokens))))
 
 
 @dataclass(frozen=True)
