@@ -1,7 +1,7 @@
 """False accepts of `glasslm try`: real tries of a change that is worth nothing.
 
     python benchmarks/no_op_tries.py [--text-file PATH | --corpus shakespeare]
-        [--tries 60 --seeds 20 --max-steps 20 --alpha 0.05 --detect 0.001]
+        [--tries 60 --seeds 20 --first-seed 1 --max-steps 20 --alpha 0.05 --detect 0.001]
 
 Base and change of each try are the same small recipe, and the "change" is another seed. No two
 tries share a run, so their verdicts are independent. The loop of pairs, the test and the rules that
@@ -73,6 +73,7 @@ def main() -> None:
     text.add_argument("--corpus", default="shakespeare")
     parser.add_argument("--tries", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--max-steps", type=int, default=20)
     parser.add_argument("--alpha", type=float, default=0.05)
     parser.add_argument("--detect", type=float, default=0.001)
@@ -89,7 +90,8 @@ def main() -> None:
     verdicts: dict[str, int] = {}
     spreads, pairs = [], []
     for number in range(args.tries):
-        result = run_no_op(base, dataset, spec, 1 + number * 2 * (args.seeds + 1))
+        first_seed = args.first_seed + number * 2 * (args.seeds + 1)
+        result = run_no_op(base, dataset, spec, first_seed)
         verdicts[result.verdict] = verdicts.get(result.verdict, 0) + 1
         spreads.append(result.look.sd)
         pairs.append(result.look.n)

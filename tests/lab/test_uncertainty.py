@@ -109,6 +109,13 @@ def assert_same_law(law: Law | None, expected: Law) -> None:
     assert astuple(law)[:5] == pytest.approx(astuple(expected)[:5], rel=1e-4)
 
 
+def test_sensitivity_keeps_equal_exponents() -> None:
+    table = sensitivity(runs(SMALL, noise=0.002), equal_exponents=True)
+    laws = [variation.law for variation in table if variation.law]
+    assert laws
+    assert all(law.alpha == law.beta for law in laws)
+
+
 def test_sensitivity_says_where_too_little_is_left() -> None:
     table = sensitivity(runs(SMALL, [(N, D) for N in (1e5, 1e6, 1e7) for D in (1e6, 4e6, 2e7)]))
     assert [row.law is None for row in table] == [False] * 4 + [True] * 6

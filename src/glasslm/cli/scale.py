@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -186,6 +186,8 @@ def _fit_table(flags: Flags, path: Path) -> tuple[Analysis, Path]:
     for message in table.messages:
         notify(message)
     analysis = analyse_runs(table.runs, flags.delta, flags.tie is not None, notify)
+    measured = f"validation loss, {table.loss_unit}"
+    analysis = replace(analysis, columns=table.columns, measured=measured)
     # A folder for each table: another one beside it keeps its results.
     folder = flags.out or path.parent / f"scaling-{path.name.replace('.', '-')}"
     return analysis, fit_report.write(folder, analysis, f"Scaling law of {path.name}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from glasslm.errors import InputError
@@ -46,6 +46,7 @@ class Analysis:
     equal_tokens: list[Observation]  # the sizes at one number of tokens
     size_laws: list[SizeLaw]  # a power law alone, and with enough sizes one with a floor
     notes: list[str]
+    columns: Mapping[str, str] = field(default_factory=dict)  # of the table, by role
     extrapolation: Forecast | None = None  # of a larger run, predicted before it was trained
     measured: str = "validation loss, nats per token"  # what the figures show as loss
 
@@ -101,7 +102,7 @@ def analyse_runs(
         bootstrap=refitted,
         quality=judge_fit(refitted, runs, tests),
         backtests=tests,
-        variations=sensitivity(runs, delta),
+        variations=sensitivity(runs, delta, equal_exponents),
         frontiers=frontiers,
         equal_tokens=equal_tokens,
         size_laws=size_laws,
@@ -138,6 +139,8 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
                 {"N": o.run.N, "D": o.run.D, "loss": o.run.loss, "residual": o.residual}
                 for o in quality.outliers
             ],
+            "columns": analysis.columns,
+            "measured": analysis.measured,
             **{name: _interval_json(interval) for name, interval in intervals.items()},
             "eta": _interval_json(analysis.bootstrap.interval(lambda law: law.alpha / 2, log=True))
             if fit.equal_exponents

@@ -48,6 +48,7 @@ class RunTable:
     runs: list[Observation]
     messages: list[str]
     columns: dict[str, str] = field(default_factory=dict)  # role: column, for fit.json
+    loss_unit: str = "nats per token"
 
 
 def read_runs(path: Path, mapping: Sequence[str] = ()) -> RunTable:
@@ -94,7 +95,8 @@ def read_runs(path: Path, mapping: Sequence[str] = ()) -> RunTable:
         *_check_compute(runs),
         *_check_repetition(table, chosen, runs),
     ]
-    return RunTable(runs, messages, {role: str(column) for role, column in chosen.items()})
+    taken = {role: str(column) for role, column in chosen.items()}
+    return RunTable(runs, messages, taken, unit.rpartition("converted to ")[2])
 
 
 def _leave_out_failed(table: Table, loss: Column) -> tuple[Table, list[str]]:

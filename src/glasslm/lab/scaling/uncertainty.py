@@ -188,12 +188,14 @@ class Variation:
     reason: str = ""
 
 
-def sensitivity(observations: Sequence[Observation], delta: float = HUBER_DELTA) -> list[Variation]:
+def sensitivity(
+    observations: Sequence[Observation], delta: float = HUBER_DELTA, equal_exponents: bool = False
+) -> list[Variation]:
     """The fit for other deltas, and without each size and each budget in turn.
 
     Of many sizes or budgets, MAX_VARIATIONS that are evenly spaced are left out in turn.
     """
-    whole = fit(observations, delta)
+    whole = fit(observations, delta, equal_exponents)
     variations = [
         _vary("least squares" if d == math.inf else f"delta {d:g}", observations, d, whole)
         for d in DELTAS
@@ -215,7 +217,7 @@ def sensitivity(observations: Sequence[Observation], delta: float = HUBER_DELTA)
 
 def _vary(change: str, observations: Sequence[Observation], delta: float, whole: Fit) -> Variation:
     try:
-        return Variation(change, fit(observations, delta, start=whole))
+        return Variation(change, fit(observations, delta, whole.equal_exponents, start=whole))
     except InputError as error:
         return Variation(change, None, str(error))
 
