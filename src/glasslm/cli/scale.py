@@ -55,12 +55,14 @@ class Flags(RecipeFlags):
     fit: Annotated[Path | None, optional_flag("TABLE.csv", "none")] = None
     """Fit the law to the runs of a table instead."""
     columns: Annotated[tuple[str, ...], optional_flag("NAME=COLUMN...", "known names")] = ()
-    """Columns of --fit: N, D, C, loss, seed or unique (tokens), as in N=size*1e6."""
+    """Columns of --fit: N, D, C, loss, seed, unique (tokens) or ratio (D/N), as in N=size*1e6."""
     measure: MeasureName = "loss"
     """What a ladder measures and fits: the loss, or the error rate of a task's answers."""
     delta: float = 1e-3
     """Delta of the Huber loss of --fit; inf is least squares."""
-    tie: Literal["alpha=beta", "eta"] | None = None
+    tie: Annotated[
+        Literal["alpha=beta", "eta"] | None, optional_flag("alpha=beta|eta", "two exponents")
+    ] = None
     """Fit one exponent for size and tokens, and test it. eta is half of it, the exponent of compute
     in L = E + (a M^eta + b M^-eta) C^-eta with M = D/N (Gadre et al. 2024)."""
     law: Annotated[str | None, optional_flag("A,B,E,alpha,beta", "none")] = None
