@@ -280,3 +280,21 @@ def test_the_views_can_be_read_everywhere(page: PageDriver, width: int, theme: s
     assert page.faults() == []
     assert page.page.evaluate("document.documentElement.scrollWidth") == width
     page.require_silence()
+
+
+def test_a_saved_file_holds_what_is_shown(page: PageDriver, browser: Any, tmp_path: Path) -> None:
+    views = "patch,backward,learning"
+    page.open(address(views, off="0.1", other=OTHER, against="second@40"))
+    page.page.wait_for_timeout(500)
+    page.wait()
+    shown = {view: page.text(f"#{view} .inner") for view in views.split(",")}
+    (path,) = page.save("HTML", tmp_path)
+    with open_page(browser, path.as_uri(), offline=True) as saved:
+        saved.page.goto(saved.url)
+        saved.wait()
+        for view in ("patch", "backward"):
+            assert saved.text(f"#{view} .inner") == shown[view]
+        assert saved.page.locator('[data-key="patch-copy"]').count() == 1
+        assert "second, step 40" in saved.text("#learning .sides")
+        assert saved.page.locator("#learning svg").count() == 3
+        saved.require_silence()

@@ -4,7 +4,7 @@ import { request } from "./api.js";
 import { byId, el } from "./dom.js";
 import { drawingOf } from "./drawing.js";
 import { headAsk } from "./rail.js";
-import { Scene } from "./scene.js";
+import { comparedWith, Scene } from "./scene.js";
 import { writeAddress } from "./state.js";
 import { toCsv } from "./table.js";
 import { plural } from "./words.js";
@@ -143,6 +143,8 @@ async function recordAnswers({ scene, views, texts, tell, extraAsks }) {
 	const run = {
 		...scene.run,
 		checkpoints: [scene.checkpoint],
+		kept: scene.run.checkpoints,
+		against: comparedWith(scene),
 		is_training: false,
 		notes: [note],
 	};
@@ -164,8 +166,8 @@ function savedPaths(scene, views, extraAsks) {
 	const near = scene.length <= MOST_POSITIONS ? scene.length : NEAR_POSITIONS;
 	const from = Math.max(0, scene.t - near);
 	const to = Math.min(scene.length - 1, scene.t + near);
-	/** @type {Set<string>} */
-	const paths = new Set();
+	const wishes = views.flatMap((view) => view.wishes?.(scene) ?? []);
+	const paths = new Set(wishes.filter((ask) => scene.has([ask])).map((ask) => scene.path(ask)));
 	for (let t = from; t <= to; t++) {
 		const there = new Scene({ ...scene, shown: { ...scene.state, t } });
 		const asks = views.flatMap((view) => [...view.sentenceAsks(there), ...view.asks(there)]);

@@ -26,7 +26,10 @@
  * @property {[number, number][]} val_curve step and validation loss
  * @property {boolean} is_training
  * @property {string} sample_text
+ * @property {string} tokenizer_sha256
  * @property {string[]} [notes]
+ * @property {Checkpoint[]} [kept] of a saved run, which shows one: all that there were
+ * @property {{run: Run, checkpoint: Checkpoint} | null} [against] what a saved run is compared with
  */
 
 /** @typedef {{id: number, text: string, special: boolean}} Token */
@@ -211,4 +214,18 @@ const CHEAP_FLOPS = 4e10; // of what is computed for the sentence of a closed vi
 export function isWorthIt(scene, id, passes) {
 	const flops = 2 * scene.run.parameters * (scene.t + 1) * passes;
 	return scene.state.open.includes(id) || flops < CHEAP_FLOPS;
+}
+
+/**
+ * What the checkpoint is compared with, by the address: `RUN@STEP`.
+ * @param {Scene} scene
+ * @returns {{run: Run, checkpoint: Checkpoint} | null}
+ */
+export function comparedWith(scene) {
+	if (scene.run.against) return scene.run.against;
+	const [, name, step] = /^(.*)@(\d+)$/s.exec(scene.state.against ?? "") ?? [];
+	const run = scene.runs.find((other) => other.name === name);
+	const checkpoint = run?.checkpoints.find((other) => other.step === Number(step));
+	const isAlike = run?.tokenizer_sha256 === scene.run.tokenizer_sha256;
+	return run && checkpoint && isAlike ? { run, checkpoint } : null;
 }

@@ -6,7 +6,7 @@ import { el } from "../dom.js";
 import { empty, number, strong } from "../figure_parts.js";
 import { KINDS } from "../head_names.js";
 import { lineChart } from "../line_chart.js";
-import { isWorthIt } from "../scene.js";
+import { comparedWith, isWorthIt } from "../scene.js";
 import { store } from "../state.js";
 import { asTable, table } from "../table.js";
 import { count, fixed, glyphs, headName, percent, plural, quoted, score } from "../words.js";
@@ -52,7 +52,7 @@ export const learning = {
 				: ", that of induction ",
 			number(score(induction.score), "learning.induction"),
 			induction.score < LEAST_INDUCTION ? "). " : ". ",
-			strong(plural(scene.run.checkpoints.length, "checkpoint")),
+			strong(plural(keptOf(scene.run).length, "checkpoint")),
 			" to slide over.",
 		];
 	},
@@ -105,9 +105,12 @@ function best(scene, kind, checkpoint = scene.checkpoint) {
 	return { score: scores.at(place), layer: layers.at(place), head: heads.at(place) };
 }
 
+/** The checkpoints of a run; of a saved one, all that there were. @param {Run} run */
+const keptOf = (run) => run.kept ?? run.checkpoints;
+
 /** The checkpoints of the curves over steps, evenly. @param {Scene} scene */
 function curveCheckpoints(scene) {
-	const all = scene.run.checkpoints;
+	const all = keptOf(scene.run);
 	if (!scene.state.open.includes("learning")) return [];
 	if (all.length <= MOST_POINTS) return all;
 	const places = Array.from({ length: MOST_POINTS }, (_, i) =>
@@ -118,12 +121,8 @@ function curveCheckpoints(scene) {
 
 /** @param {Scene} scene */
 function fewCheckpoints(scene) {
-	const {
-		checkpoints,
-		max_steps: steps,
-		keep,
-		is_training: isTraining,
-	} = /** @type {any} */ (scene.run);
+	const { max_steps: steps, keep, is_training: isTraining } = /** @type {any} */ (scene.run);
+	const checkpoints = keptOf(scene.run);
 	if (checkpoints.length >= FEW) return null;
 	const interval = Math.max(1, Math.round((steps || 1000) / 20));
 	const kept = `This run has ${plural(checkpoints.length, "checkpoint")}`;
@@ -151,8 +150,8 @@ function chart(scene, { most, label, ...rest }) {
 
 /** The curves of the run, and of the one that it is compared with. @param {Scene} scene */
 function lossChart(scene) {
-	const other = against(scene)?.run;
-	const runs = [scene.run, ...(other && other !== scene.run ? [other] : [])];
+	const other = comparedWith(scene)?.run;
+	const runs = [scene.run, ...(other && other.name !== scene.run.name ? [other] : [])];
 	const lines = runs.flatMap((run, i) => [
 		{
 			name: i ? "other" : "val",
@@ -213,8 +212,8 @@ function scoreChart(scene) {
 
 /** The loss by position in the context, here and at what it is compared with. @param {Scene} scene */
 function positionChart(scene) {
-	const compared = against(scene);
-	const first = scene.run.checkpoints[0];
+	const compared = comparedWith(scene);
+	const first = keptOf(scene.run)[0];
 	const second = compared?.checkpoint ?? (first === scene.checkpoint ? null : first);
 	const curveOf = (/** @type {Checkpoint} */ checkpoint) =>
 		scene.answer(scene.pathAt(checkpoint, ASK))?.arrays.probe_smooth;
@@ -245,44 +244,30 @@ function probeNote(scene) {
 	return reason ? el("p", { class: "cap" }, `No loss by position: ${reason}`) : null;
 }
 
-/**
- * What this checkpoint is compared with, by the address: `RUN@STEP`.
- * @param {Scene} scene
- * @returns {{run: Run, checkpoint: Checkpoint} | null}
- */
-function against(scene) {
-	const [, name, step] = /^(.*)@(\d+)$/s.exec(scene.state.against ?? "") ?? [];
-	const run = scene.runs.find((other) => other.name === name);
-	const checkpoint = run?.checkpoints.find((other) => other.step === Number(step));
-	return run && checkpoint ? { run, checkpoint } : null;
-}
-
 /** @param {Scene} scene */
 function againstAsks(scene) {
-	const compared = against(scene);
+	const compared = comparedWith(scene);
 	if (!compared) return [];
 	const { checkpoint } = compared;
 	return ["read", scene.pathAt(checkpoint, "read"), scene.pathAt(checkpoint, ASK)];
 }
 
-/** Whether texts are cut alike in two runs. @param {any} a @param {any} b */
-const isComparable = (a, b) => a.tokenizer_sha256 === b.tokenizer_sha256;
-
 /** @param {Scene} scene */
 function comparisonChoice(scene) {
+	if (scene.run.kept) return null; // a saved file has one comparison
 	const options = scene.runs.flatMap((run) =>
 		run.checkpoints
 			.filter((other) => other !== scene.checkpoint)
 			.map((other) => {
 				const value = `${run.name}@${other.step}`;
 				const words = `${run === scene.run ? "" : `${run.name}, `}step ${count(other.step)}`;
-				const isLike = isComparable(run, scene.run);
+				const isLike = run.tokenizer_sha256 === scene.run.tokenizer_sha256;
 				const props = { value, selected: value === scene.state.against, disabled: !isLike };
 				return el("option", props, isLike ? words : `${words} (another tokenizer)`);
 			}),
 	);
 	const choose = (/** @type {any} */ event) => store.set({ against: event.target.value || null });
-	const none = el("option", { value: "", selected: !against(scene) }, "nothing");
+	const none = el("option", { value: "", selected: !comparedWith(scene) }, "nothing");
 	return el(
 		"div",
 		{ class: "dials" },
@@ -292,7 +277,7 @@ function comparisonChoice(scene) {
 
 /** Two checkpoints on the same text. @param {Scene} scene */
 function comparison(scene) {
-	const compared = against(scene);
+	const compared = comparedWith(scene);
 	const choice = comparisonChoice(scene);
 	if (!compared) return [choice];
 	const here = scene.answer("read");
@@ -319,7 +304,7 @@ function comparison(scene) {
 /** @param {Scene} scene @param {{run: Run, checkpoint: Checkpoint}} side */
 function sideName(scene, { run, checkpoint }) {
 	const step = `step ${count(checkpoint.step)}`;
-	return run === scene.run ? step : `${run.name}, ${step}`;
+	return run.name === scene.run.name ? step : `${run.name}, ${step}`;
 }
 
 /** @param {Scene} scene @param {{run: Run, checkpoint: Checkpoint}} compared */
