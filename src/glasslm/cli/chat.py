@@ -154,10 +154,9 @@ def _read_lines() -> Iterator[str]:
 
 def _answer(session: ChatSession, question: str, as_json: bool) -> None:
     """Print the answer as it is generated; Ctrl-C stops it."""
-    pieces = session.ask(question)
     answer = ""
     try:
-        for piece in pieces:
+        for piece in session.ask(question):
             answer += piece
             if not as_json:
                 # What a model writes must not steer the terminal, also behind a pipe.
