@@ -93,7 +93,7 @@ def attend_by_blocks(
     np.exp(scores, out=scores)
     # The last number beside the values is the sum of the weights.
     sums = np.zeros((N, B, K, G, Q + 1), q.dtype)
-    block_sums = np.moveaxis(sums, 0, 2)  # (B, K, N, G, Q + 1)
+    block_sums = sums.transpose(1, 2, 0, 3, 4)  # (B, K, N, G, Q + 1)
     for rows, part in blocks.products:
         mixed = block_sums[rows, :, part, :, :Q]
         np.matmul(block_scores[rows, :, part], values[rows, :, part], mixed)
