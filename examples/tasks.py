@@ -99,10 +99,10 @@ def grokking(folder: Path) -> Any:
     """Held-out sums modulo a prime are learned long after the training sums, with weight decay."""
     flags = {
         "corpus": "task:modular-addition", "task_size": 31, "task_line": 6, "block_size": 6,
-        "val_fraction": 0.6, "d_model": 64, "n_layers": 1, "n_heads": 4, "position": "learned",
+        "val_fraction": 0.53, "d_model": 64, "n_layers": 1, "n_heads": 4, "position": "learned",
         "feedforward": "gelu", "tie_embeddings": False, "optimizer": "adamw", "lr": 3e-3,
         "schedule": "constant", "warmup_steps": 10, "betas": [0.9, 0.98], "grad_clip": 0.0,
-        "batch_size": 128, "max_steps": 2500, "eval_interval": 50,
+        "batch_size": 128, "max_steps": 2000, "eval_interval": 50,
     }  # fmt: skip
     figure, panels = new_figure(2)
     for axes, decay in zip(panels, (1.0, 0.0)):
@@ -157,10 +157,10 @@ def positions(folder: Path) -> Any:
 
 
 def carries(folder: Path) -> Any:
-    """Sums of five digits: the order of the answer's digits decides whether carries are learned."""
+    """Sums of five digits: the order of the answer's digits decides how carries are learned."""
     flags = {
         "task_size": 5, "task_line": 20, "block_size": 20, "d_model": 64, "n_layers": 2,
-        "n_heads": 4, "batch_size": 64, "max_steps": 1500, "eval_interval": 100,
+        "n_heads": 4, "batch_size": 64, "max_steps": 300, "eval_interval": 25,
     }  # fmt: skip
     figure, (curves, bars) = new_figure(2)
     style_axes(curves, "Sums of 5 digits", "held-out sums right", PRINT_PALETTE)

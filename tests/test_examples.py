@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,30 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+TASKS = Path(__file__).parents[1] / "examples" / "tasks.py"
+
+
+def run_recipe(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(TASKS), *words], capture_output=True, encoding="utf-8",
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_recipes_of_tasks_are_listed() -> None:
+    assert "induction,grokking,positions,carries" in "".join(run_recipe("--help").split())
+
+
+@pytest.mark.slow
+def test_a_second_run_of_a_recipe_has_the_same_weights(tmp_path: Path) -> None:
+    hashes = []
+    for _ in range(2):
+        output = run_recipe("carries", "--out", str(tmp_path))
+        hashes.append(re.findall("sha256 ([0-9a-f]+)", output))
+        assert (tmp_path / "carries.png").stat().st_size > 0
+    assert len(hashes[0]) == 2
+    assert hashes[0] == hashes[1]

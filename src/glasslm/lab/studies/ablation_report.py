@@ -70,18 +70,16 @@ def title(plan: Plan) -> str:
 
 def summary(plan: Plan, results: Sequence[VariantResult]) -> str:
     """The results as text for the terminal."""
+    column = f"{MEASURES[plan.spec.measure].column:<6}"
     width = max(len(result.name) for result in results)
-    lines = [
-        f"{'variant':<{width}}  parameters  {MEASURES[plan.spec.measure].column:<6}  "
-        "difference  verdict"
-    ]
+    lines = [f"{'variant':<{width}}  parameters  {column}  difference  verdict"]
     for result in results:
         comparison = result.comparison
         delta = f"{comparison.delta:+.4f}" if comparison and comparison.delta is not None else ""
         words = result.verdict.words if result.verdict else "the baseline"
         lines.append(
-            f"{result.name:<{width}}  {result.parameters:>10,}  {format_loss(result):<6}  "
-            f"{delta:>10}  {words}"
+            f"{result.name:<{width}}  {result.parameters:>10,}  "
+            f"{format_loss(result):<{len(column)}}  {delta:>10}  {words}"
         )
     listed = (f"- {finding}" for finding in findings(plan, results))
     return "\n".join([lead_paragraph(plan), "", *lines, "", *listed])
