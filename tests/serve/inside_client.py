@@ -73,7 +73,9 @@ class InsideClient:
 
 
 @contextmanager
-def looking_at(*runs: Path, engine: EngineName = "numpy") -> Iterator[InsideClient]:
+def looking_at(
+    *runs: Path, engine: EngineName = "numpy", api_key: str | None = None
+) -> Iterator[InsideClient]:
     """The routes of the microscope over `runs`, in a loop of their own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -85,7 +87,7 @@ def looking_at(*runs: Path, engine: EngineName = "numpy") -> Iterator[InsideClie
         await service.load()
         inside = Inside(service)
         app = build_app(
-            service, inside_routes(inside), api_key=None, loopback=True, allow_origins=()
+            service, inside_routes(inside), api_key=api_key, loopback=True, allow_origins=()
         )
         transport = httpx.ASGITransport(app, raise_app_exceptions=True)
         return service, inside, httpx.AsyncClient(transport=transport, base_url="http://localhost")

@@ -444,3 +444,14 @@ def test_arrays_are_aligned_and_facts_are_json() -> None:
     pixels, scale = to_pixels(np.array([[[0.0, 0.2]], [[0.0, 0.0]]]), axes=(1, 2))
     assert pixels.tolist() == [[[0, 255]], [[0, 0]]]
     assert scale.tolist() == [np.float32(0.2), 0]
+
+
+def test_the_data_needs_the_key(byte_run: Path) -> None:
+    with looking_at(byte_run, api_key="secret") as client:
+        assert client.get("/inside/runs").status_code == 401
+        text = {"text": "a"}
+        assert client.request("POST", "/inside/texts", json=text).status_code == 401
+        right = {"Authorization": "Bearer secret"}
+        assert client.request("GET", "/inside/runs", headers=right).status_code == 200
+        foreign = {"Origin": "http://elsewhere.example", **right}
+        assert client.request("GET", "/inside/runs", headers=foreign).status_code == 403

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.data.token_file import Tokens
 from glasslm.inference.trained_model import Model
 
 MIN_PROBE_ROWS, MAX_PROBE_ROWS, MAX_PROBE_LENGTH = 8, 64, 256
@@ -33,7 +34,7 @@ def best_heads(scores: NDArray[np.float64]) -> BestHeads:
     return BestHeads(scores[np.arange(len(scores)), layers, heads], layers, heads)
 
 
-def loss_by_position(model: Model, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+def loss_by_position(model: Model, tokens: Tokens) -> NDArray[np.float64]:
     """(T,): the mean loss (nats) of the token after each position, over windows of `tokens`.
 
     The windows, of at most MAX_PROBE_LENGTH, lie evenly over the tokens; a large model reads fewer.
@@ -43,7 +44,7 @@ def loss_by_position(model: Model, tokens: NDArray[np.int64]) -> NDArray[np.floa
     rows = max(MIN_PROBE_ROWS, min(MAX_PROBE_ROWS, affordable))
     rows = max(1, min(rows, (len(tokens) - 1) // length))
     starts = np.linspace(0, len(tokens) - 1 - length, rows).astype(int)
-    windows = np.stack([tokens[start : start + length + 1] for start in starts])
+    windows = np.stack([np.asarray(tokens[i : i + length + 1], np.int64) for i in starts])
     losses = model.engine.losses(windows[:, :-1], windows[:, 1:])
     return np.asarray(losses, np.float64).mean(0)
 

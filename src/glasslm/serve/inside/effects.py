@@ -117,7 +117,7 @@ def learned(subject: Subject) -> tuple[Arrays, Facts]:
     }
     facts: Facts = {"kinds": list(SCORE_NAMES)}
     try:
-        tokens = np.asarray(subject.run.dataset().val.tokens[:], np.int64)
+        tokens = subject.run.dataset().val.tokens
         if len(tokens) < 2:
             raise InputError("the validation text has fewer than two tokens")
     except (InputError, OSError) as error:

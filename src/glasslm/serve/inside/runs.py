@@ -44,6 +44,7 @@ class InsideRun:
         self._sample = ""
         self._history: tuple[FileStamp | None, History, int] | None = None
         self._dataset: Dataset | None = None
+        self._dataset_error: Exception | None = None
         self._sample_lock, self._dataset_lock = threading.Lock(), threading.Lock()
 
     @cached_property
@@ -132,10 +133,19 @@ class InsideRun:
         self._sample = text or _any_text(self.run, self.tokenizer)
 
     def dataset(self) -> Dataset:
-        """The tokens of the run's text. Raises the errors of Run.dataset."""
+        """The tokens of the run's text. Raises the errors of Run.dataset.
+
+        It is tried once: a text that is not here may take seconds to look for.
+        """
         with self._dataset_lock:
+            if self._dataset_error is not None:
+                raise self._dataset_error
             if self._dataset is None:
-                self._dataset = self.run.dataset(ignore_message)
+                try:
+                    self._dataset = self.run.dataset(ignore_message)
+                except (GlasslmError, OSError) as error:
+                    self._dataset_error = error
+                    raise
             return self._dataset
 
     @cached_property
