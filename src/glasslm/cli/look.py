@@ -44,8 +44,6 @@ def main(argv: list[str]) -> int:
     from glasslm.serve.served_model import name_sources
     from glasslm.serve.server import ServerSettings, serve
 
-    if not flags.runs:
-        raise InputError("no run is given: name one or more, as in `glasslm look RUN`")
     if not 0 <= flags.port <= 65535:
         raise InputError(f"--port is {flags.port}: expected 0 (any free one) to 65535")
     sources = name_sources(flags.runs, "best", flags.compute)
