@@ -15,7 +15,13 @@ pytest.importorskip("httpx")
 pytest.importorskip("playwright")
 
 from browser_page import NARROW, WIDE, PageDriver, open_page, running_browser
-from server_process import ServerProcess, make_byte_run, save_step, serving
+from server_process import (
+    ServerProcess,
+    make_byte_run,
+    save_step,
+    serving,
+    serving_with_limits,
+)
 
 import glasslm
 
@@ -184,3 +190,23 @@ def test_a_key_is_asked_for(browser: Any, run: Path) -> None:
         page.wait()
         assert "expects" in page.sentence("write")
         assert not [url for url in page.requests if "sesame" in url]
+
+
+def test_a_server_that_ends_and_comes_back(browser: Any, run: Path) -> None:
+    with (
+        open_page(browser, "http://127.0.0.1:0") as page,
+        serving(run) as server,
+    ):
+        page.url, port = server.url, server.port
+        page.open("open=write,attention&t=3&text=a+small+text")
+        sentence = page.sentence("attention")
+        server.stop()
+        page.page.keyboard.press("ArrowRight")
+        page.page.keyboard.press("ArrowRight")
+        page.page.locator("#notice", has_text="does not answer").wait_for()
+        assert page.sentence("attention") == sentence  # what was there stays
+        with serving_with_limits(run, port=port):
+            page.page.locator("#notice").wait_for(state="hidden")
+            page.wait()
+            assert page.text(".crumb.after b").startswith("5")
+            assert page.sentence("attention") != sentence

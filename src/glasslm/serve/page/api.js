@@ -74,7 +74,10 @@ export async function post(path, body) {
 
 /** Answers by their path: kept, on their way, or refused. */
 export class Answers {
-	/** @param {{arrived: () => void, unknownText: (path: string) => Promise<void>}} owner */
+	/**
+	 * @param {{arrived: () => void, lost: () => void,
+	 *   unknownText: (path: string) => Promise<void>}} owner `lost`: the server does not answer
+	 */
 	constructor(owner) {
 		this.owner = owner;
 		/** @type {Map<string, Answer>} in the order of their last use */
@@ -87,6 +90,7 @@ export class Answers {
 		this.wanted = [];
 		/** @type {Map<string, number>} how long the last answer of each view took */
 		this.durations = new Map();
+		this.isAway = false;
 		this.bytes = 0;
 	}
 
@@ -121,15 +125,16 @@ export class Answers {
 		return this.durations.get(viewOf(path)) ?? Infinity;
 	}
 
-	/** Asks again for all that was refused. */
-	forgetRefusals() {
+	/** Asks again for all that was refused, and for what the server was asked while it was away. */
+	resume() {
+		this.isAway = false;
 		this.refused.clear();
 		this.sendNext();
 	}
 
 	sendNext() {
 		for (const path of this.wanted) {
-			if (this.underWay.size >= AT_ONCE) return;
+			if (this.isAway || this.underWay.size >= AT_ONCE) return;
 			const isKnown = this.kept.has(path) || this.refused.has(path) || this.underWay.has(path);
 			if (!isKnown) void this.load(path);
 		}
@@ -145,7 +150,10 @@ export class Answers {
 			this.durations.set(viewOf(path), performance.now() - start);
 		} catch (error) {
 			if (controller.signal.aborted) return;
-			this.refused.set(path, asRequestError(error));
+			const refusal = asRequestError(error);
+			this.isAway = refusal.status === 0;
+			if (this.isAway) this.owner.lost();
+			else this.refused.set(path, refusal);
 		} finally {
 			if (this.underWay.get(path) === controller) this.underWay.delete(path);
 		}

@@ -47,6 +47,11 @@ let etag = "";
 
 const answers = new Answers({
 	arrived: requestDraw,
+	lost: () => {
+		isAway = true;
+		poll(POLL_MS);
+		requestDraw();
+	},
 	unknownText: (path) => texts.postAgain(path.split("/")[4]?.split("?")[0] ?? "", runs),
 });
 const texts = new Texts(requestDraw);
@@ -294,7 +299,8 @@ async function loadRuns() {
 		}
 		if (wasAway) {
 			texts.forgetRefusals();
-			answers.forgetRefusals();
+			answers.resume();
+			requestDraw();
 		}
 	} catch (error) {
 		const { status } = asRequestError(error);
@@ -307,7 +313,16 @@ async function loadRuns() {
 	}
 	const isWaiting = !runs.length || runs.some((run) => run.is_training || !run.sample_text);
 	const isLive = isAway || isWaiting;
-	if (!recorded) setTimeout(loadRuns, isLive ? POLL_MS : REST_MS);
+	poll(isLive ? POLL_MS : REST_MS);
+}
+
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let pollTimer;
+
+/** Looks for runs and checkpoints after this time. @param {number} ms */
+function poll(ms) {
+	clearTimeout(pollTimer);
+	if (!recorded) pollTimer = setTimeout(loadRuns, ms);
 }
 
 store.state = readAddress(location.hash || (recorded?.["#"] ?? ""));

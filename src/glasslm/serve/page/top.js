@@ -1,5 +1,6 @@
 // Who is looked at, and when: the run, and its loss curve, which is the slider of checkpoints.
 
+import { recorded } from "./api.js";
 import { palette } from "./colour.js";
 import { announce, byId, el, morph } from "./dom.js";
 import { store } from "./state.js";
@@ -119,7 +120,8 @@ export function drawWhen(scene) {
 /** @param {Run} run */
 function caption(run) {
 	const kept = plural(run.checkpoints.length, "checkpoint");
-	return `loss while it ${run.is_training ? "trains" : "trained"} · ${kept} kept`;
+	const more = run.checkpoints.length < 4 && !recorded ? ": --keep 100 keeps more" : "";
+	return `loss while it ${run.is_training ? "trains" : "trained"} · ${kept} kept${more}`;
 }
 
 /** @param {number} x @param {number} y @param {boolean} isChosen */
