@@ -24,6 +24,11 @@ LOGS: dict[str, tuple[str, Points, Points]] = {
         {1: 10.7, 2: 9.5},
         {0: 10.8},
     ),
+    "words that could be names above a log": (
+        "iter 10: loss 4.0\nResuming training from out\niter 20: loss 3.5\niter 30: loss 3.0\n",
+        {10: 4.0, 20: 3.5, 30: 3.0},
+        {},
+    ),
     "a step before each name": (
         "0 val 10.9\n0 train 10.8\n1 train 10.2\n250 val 5.9\n250 train 5.8\n",
         {0: 10.8, 1: 10.2, 250: 5.8},
@@ -83,7 +88,7 @@ LOGS: dict[str, tuple[str, Points, Points]] = {
     "dictionaries beside a progress bar": (
         " 1%| | 10/900 [00:10<30:00, 7.3s/it]{'loss': 1.5, 'epoch': 0.01}\n"
         " 2%| | 20/900 [00:20<30:00, 7.3s/it]{'loss': 1.4, 'epoch': 0.01}\n"
-        "{'eval_loss': 1.45, 'eval_runtime': 10, 'epoch': 0.01}\n",
+        "100%|#| 50/50 [00:01<00:00, 50it/s]{'eval_loss': 1.45, 'eval_runtime': 10}\n",
         {10: 1.5, 20: 1.4},
         {20: 1.45},
     ),

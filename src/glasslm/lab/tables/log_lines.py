@@ -86,8 +86,10 @@ def parse_log_line(line: str) -> dict[str, Any]:
     if "(" in line or "=[" in line:
         line = _SCALAR.sub(lambda match: " " + next(filter(None, match.groups())), line)
     line, dictionary = _read_dictionary(line) if "{" in line else (line, {})
-    cells = _read_words(line, is_beside_dictionary=bool(dictionary))
-    return cells | dictionary
+    cells = _read_words(line, is_beside_dictionary=bool(dictionary)) | dictionary
+    if any(name.startswith(("eval", "val")) for name in dictionary):
+        cells.pop(PROGRESS, None)  # the bar of an evaluation counts its own batches
+    return cells
 
 
 def _read_words(line: str, is_beside_dictionary: bool) -> dict[str, Any]:

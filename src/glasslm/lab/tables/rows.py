@@ -274,7 +274,7 @@ def _is_header(lines: Sequence[tuple[int, str]], first: int) -> str | None:
             for line in following
             if len(cells := _split(line, delimiter)) >= min(2, len(names))
             and (delimiter != " " or len(cells) - len(names) in (0, 1))
-            and any(is_number(cell) and cell.strip() for cell in cells)
+            and _is_row(cells, delimiter)
             and sum("=" in cell for cell in cells) <= len(cells) / 3  # no pairs of a log
         ]
         if len(fitting) > len(following) / 2:
@@ -300,6 +300,12 @@ def _join_names(line: str) -> str:
     if re.fullmatch(r"(?:Step|Epoch)(?: +(?:Training|Validation) Loss)+[^\t,;]*", line.strip()):
         return line.replace("Training Loss", "Training_Loss").replace("tion Loss", "tion_Loss")
     return line.replace("No log", "NA")
+
+
+def _is_row(cells: Sequence[str], delimiter: str) -> bool:
+    """Whether cells have a number; between blanks, which words have too, half must be numbers."""
+    count = sum(bool(cell.strip()) and is_number(cell) for cell in cells)
+    return count >= (len(cells) / 2 if delimiter == " " else 1)
 
 
 def _has_numbers(cells: Sequence[str]) -> bool:
