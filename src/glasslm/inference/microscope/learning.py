@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.data.token_file import Tokens
+from glasslm.data.token_file import Tokens, read_windows
 from glasslm.inference.trained_model import Model
 
 MIN_PROBE_ROWS, MAX_PROBE_ROWS, MAX_PROBE_LENGTH = 8, 64, 256
@@ -44,7 +44,7 @@ def loss_by_position(model: Model, tokens: Tokens) -> NDArray[np.float64]:
     rows = max(MIN_PROBE_ROWS, min(MAX_PROBE_ROWS, affordable))
     rows = max(1, min(rows, (len(tokens) - 1) // length))
     starts = np.linspace(0, len(tokens) - 1 - length, rows).astype(int)
-    windows = np.stack([np.asarray(tokens[i : i + length + 1], np.int64) for i in starts])
+    windows = read_windows(tokens, starts, length + 1)
     losses = model.engine.losses(windows[:, :-1], windows[:, 1:])
     return np.asarray(losses, np.float64).mean(0)
 
