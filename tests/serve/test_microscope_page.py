@@ -27,7 +27,7 @@ TEXT = "the cat sees a dog.\nthe old"
 FLAGS: dict[str, Any] = {
     "max_steps": 40, "sample_interval": 0, "checkpoint_interval": 20, "eval_interval": 20
 }  # fmt: skip
-MAX_PAGE_BYTES = 250_000
+MAX_PAGE_BYTES, MAX_SENT_BYTES = 250 << 10, 90_000  # of all files, and of them compressed
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_what_the_server_sends(server: ServerProcess) -> None:
     policy = response.headers["content-security-policy"]
     assert "default-src 'self'" in policy
     assert "unsafe" not in policy
-    total, waiting, files = 0, ["/page/main.js", "/page/style.css"], set[str]()
+    total, sent, waiting, files = 0, 0, ["/page/main.js", "/page/style.css"], set[str]()
     while waiting:
         path = waiting.pop()
         if path in files:
@@ -208,10 +208,16 @@ def test_what_the_server_sends(server: ServerProcess) -> None:
         response = server.client.get(path)
         assert response.status_code == 200, path
         assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["content-encoding"] == "gzip"
         total += len(response.content)
+        sent += response.num_bytes_downloaded
         for name in re.findall(r'(?:from|import) "(\.[^"]+)"', response.text):
             waiting.append(str(response.url.join(name).path))
     assert total + len(server.client.get("/").content) <= MAX_PAGE_BYTES
+    assert sent <= MAX_SENT_BYTES
+    plain = server.client.get("/page/main.js", headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert plain.content == server.client.get("/page/main.js").content
     etag = server.client.get("/page/main.js").headers["etag"]
     again = server.client.get("/page/main.js", headers={"If-None-Match": etag})
     assert again.status_code == 304

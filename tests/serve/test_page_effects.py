@@ -220,7 +220,7 @@ def page_run(page: PageDriver) -> str:
 
 def test_the_end_of_the_text_has_no_gradient(page: PageDriver) -> None:
     page.open(address("backward", t=len(TEXT) - 1))
-    assert "the text ends here" in page.text("#backward .empty")
+    assert "The text ends here" in page.text("#backward .empty")
     page.require_silence()
 
 

@@ -5,6 +5,7 @@ The files are static: they hold nothing of a run, and need no key.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from functools import cache
 from importlib import resources
@@ -55,6 +56,12 @@ def page_files() -> dict[str, bytes]:
     return files
 
 
+@cache
+def compressed_file(name: str) -> bytes:
+    """A file of the page as gzip: a quarter of its bytes."""
+    return gzip.compress(page_files()[name], mtime=0)
+
+
 async def _send_index(request: Request) -> Response:
     """GET /."""
     return _response(request, "index.html")
@@ -67,11 +74,14 @@ async def _send_file(request: Request) -> Response:
 
 def _response(request: Request, name: str) -> Response:
     """The file, or 304 where the browser has it. Raises HTTPException 404."""
-    content = page_files().get(name)
-    if content is None:
+    if name not in page_files():
         raise HTTPException(404)
+    is_compressed = "gzip" in request.headers.get("accept-encoding", "")
+    content = compressed_file(name) if is_compressed else page_files()[name]
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = HEADERS | {"ETag": etag}
+    headers = HEADERS | {"ETag": etag, "Vary": "Accept-Encoding"}
+    if is_compressed:
+        headers["Content-Encoding"] = "gzip"
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     media_type = MEDIA_TYPES[name[name.rindex(".") :]]

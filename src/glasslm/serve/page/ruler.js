@@ -97,7 +97,7 @@ function toolbar(tools) {
 	});
 	return [
 		el("span", { class: "grow" }),
-		el("span", { class: "soft wide-only" }, surprise),
+		el("span", { class: "soft roomy" }, surprise),
 		tool(words("Edit text", "✎"), tools.editText, {
 			title: "Edit the text (/)",
 			"aria-label": "Edit text",

@@ -55,7 +55,7 @@ function drawPart(scene, view, part, asks, isOpen, draw) {
 	];
 	drawIfChanged(key, inputs, () => {
 		if (problem === null) morph(part, ...draw());
-		else morph(part, isSentence ? view.purpose : empty("No numbers here.", problem));
+		else morph(part, isSentence ? view.purpose : empty("No numbers here.", asSentence(problem)));
 	});
 }
 
@@ -89,4 +89,10 @@ function makeSection(view, i, tools) {
 		el("header", {}, el("h2", {}, title), el("p", {}), el("span", { class: "tools" }, save)),
 		el("div", { class: "inner", id: `${view.id}-figure` }),
 	);
+}
+
+/** A reason as a sentence of its own. @param {string} reason */
+function asSentence(reason) {
+	const text = reason.charAt(0).toUpperCase() + reason.slice(1);
+	return /[.!?…]$/.test(text) ? text : `${text}.`;
 }

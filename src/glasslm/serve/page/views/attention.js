@@ -12,6 +12,7 @@ import { count, fixed, glyphs, headName, percent, quoted, score } from "../words
 
 /** @typedef {import("../scene.js").Scene} Scene */
 
+const MOST_ROWS = 64; // of heads; of a larger model the chosen layer is shown
 const POWER = 0.75; // of a weight, which gives its alpha
 
 /** @param {Scene} scene */
@@ -145,10 +146,12 @@ function countPrevious(scene) {
 /** One row a head. @param {Scene} scene */
 function fromHere(scene) {
 	const w = weights(scene);
-	const heads = Array.from({ length: scene.layers * scene.heads }, (_, i) => ({
+	const all = Array.from({ length: scene.layers * scene.heads }, (_, i) => ({
 		layer: Math.floor(i / scene.heads),
 		head: i % scene.heads,
 	}));
+	const isOneLayer = all.length > MOST_ROWS;
+	const heads = isOneLayer ? all.filter(({ layer }) => layer === scene.state.layer) : all;
 	const rows = heads.map(({ layer, head }) => {
 		const does = headDoes(scene, layer, head);
 		const name = does && scene.columns.isWide ? `${does.short} ${score(does.score)}  ` : "";
@@ -159,7 +162,7 @@ function fromHere(scene) {
 			choose: () => store.set({ layer, head }),
 		};
 	});
-	return alignedMatrix(scene, {
+	const figure = alignedMatrix(scene, {
 		id: "attention",
 		label: `Where each head looks from position ${scene.t}`,
 		rows,
@@ -174,6 +177,9 @@ function fromHere(scene) {
 			store.set({ ...heads[i], n: `attention.${heads[i].layer}.${heads[i].head}.${t}` });
 		},
 	});
+	if (!isOneLayer) return figure;
+	const words = `The ${scene.heads} heads of layer ${scene.state.layer} of ${scene.layers}; ↑ ↓ go to another.`;
+	return el("div", {}, el("p", { class: "cap" }, words), figure);
 }
 
 /** The mean over the heads of each layer. @param {Scene} scene */
