@@ -1,5 +1,8 @@
 """Rewards with answers that try to get them without what they are for, and what is held out."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 
 from glasslm.errors import InputError
@@ -10,6 +13,7 @@ from glasslm.training.preference.rewards import (
     is_held_out,
 )
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "additions.py"
 NAMES = "emma\nolivia\nmia\nanna\nhannah\naaron\n" * 20
 
 
@@ -85,3 +89,16 @@ def test_a_name_that_is_said_again_and_again_counts_once_outside_of_training() -
 def test_a_text_that_is_no_list_of_names_has_no_reward_of_names() -> None:
     with pytest.raises(InputError, match="expected a training text of 100 lines"):
         NamesReward("To be, or not to be, that is the question\n" * 120)
+
+
+def test_the_example_text_has_noisy_sums_and_none_that_is_held_out() -> None:
+    noisy_sums = runpy.run_path(str(EXAMPLE))["noisy_sums"]
+    errors = []
+    for line in noisy_sums(2000, noise=2).splitlines():
+        prompt, equals, answer = line.partition("=")
+        a, b = map(int, prompt.split("+"))
+        assert not is_held_out(a, b)
+        errors.append(int(answer) - a - b)
+        assert equals
+    assert {-2, -1, 0, 1, 2} >= set(errors)
+    assert errors.count(0) / 2000 == pytest.approx(0.2, abs=0.04)
