@@ -104,6 +104,21 @@ def test_inspect_prints_one_json_object(tmp_path: Path, capsys: pytest.CaptureFi
         assert part in shown
 
 
+def test_a_task_is_inspected_with_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "corpus",
+        "inspect",
+        "task:sort",
+        "--task-examples",
+        "50",
+        "--task-size",
+        "3",
+        "--json",
+    ]
+    assert cli.main(words) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] == 50 * 8
+
+
 def test_list_and_get(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["corpus", "list"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()

@@ -149,6 +149,8 @@ def _get(argv: list[str]) -> int:
 
 
 def _inspect(argv: list[str]) -> int:
+    if argv and argv[0].startswith(TASK_PREFIX):  # its flags are checked together with it
+        argv = ["--corpus", *argv]
     flags = parsing.parse(InspectFlags, argv, "glasslm corpus inspect", INSPECT_HELP)
     from glasslm.data import corpus_statistics
     from glasslm.data.dataset import prepare_dataset
