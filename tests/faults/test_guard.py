@@ -5,6 +5,7 @@ What becomes of a run, in both engines.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -397,6 +398,19 @@ def test_hope_ends_a_nat_above_guessing_and_above_the_start() -> None:
         Guard(config, 30, judge.state).record_evaluation(
             9, most + 0.01, Best(0, 2.0), 1, is_last=False
         )
+
+
+def test_a_text_learned_by_heart_is_no_divergence() -> None:
+    """The last training losses are below the start: the validation loss may be any."""
+    fine = Update(1.0, True, True)
+    for last_loss, is_fine in ((0.1, True), (5.5, False)):
+        judge = Guard(small_config(Path("text")), 30)
+        judge.record_evaluation(0, 5.0, None, 1, is_last=False)
+        for step in range(MIN_HISTORY):
+            judge.judge_step(step, 0.1, fine, judge.limits)
+        judge.judge_step(MIN_HISTORY, last_loss, fine, judge.limits)
+        with contextlib.nullcontext() if is_fine else pytest.raises(DivergedError):
+            judge.record_evaluation(MIN_HISTORY, 7.0, Best(0, 5.0), 1, is_last=True)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

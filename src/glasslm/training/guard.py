@@ -156,7 +156,7 @@ class Guard:
             self.first_loss = loss if math.isfinite(loss) else 0.0
         if best is not None and best.step == step:
             self.loss_at_best = to_json_types(recent_loss)
-        if is_last:
+        if is_last and not self._fits_its_training_text:
             self._require_no_divergence(step, loss, "the validation loss")
         has_risen = (
             best is not None
@@ -177,6 +177,13 @@ class Guard:
             f"while the training loss fell from {loss_at_best:.4f} to {recent_loss:.4f}. Use "
             f"{remedy}; --patience stops in time"
         )
+
+    @property
+    def _fits_its_training_text(self) -> bool:
+        """Whether the last training losses are below the start: a high validation loss is then
+        that of a text learned by heart, which `record_evaluation` warns of."""
+        newest = list(self.losses)[-MAX_NONFINITE_STEPS:]
+        return bool(newest) and max(newest) < (self.first_loss or 0.0)
 
     @property
     def recent_loss(self) -> float:
