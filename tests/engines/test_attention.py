@@ -293,13 +293,14 @@ def build_engine(config: ModelConfig) -> NumpyEngine:
 def test_no_loss_depends_on_a_later_token(name: str, config: ModelConfig) -> None:
     """The loss at position t has gradients by the embeddings of tokens up to t, and no others.
 
-    With a window W, n layers reach n (W - 1) tokens back, and with documents none before its own.
-    Each position has a token of its own, so
-    that a row of the gradient of the embedding belongs to one position.
+    With a window W, each window layer reaches W - 1 tokens back, and with documents none before its
+    own. Each position has a token of its own, so that a row of the gradient of the embedding
+    belongs to one position.
     """
     clear = {"tie_embeddings": False, "dropout": 0.0, "attention_dropout": 0.0, "lora_rank": 0}
     config = dataclasses.replace(config, **clear)  # type: ignore[arg-type]
-    reach = config.n_layers * (config.window - 1) if config.window else 6
+    windows = [config.kind_window(config.layer_kind(i)) for i in range(config.n_layers)]
+    reach = sum(window - 1 if window else 6 for window in windows)
     engine = build_engine(config)
     tokens = np.arange(6)[None]
     for t in range(6):

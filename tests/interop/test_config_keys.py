@@ -20,8 +20,20 @@ CONFIGS = {
     "qwen3": transformers.Qwen3Config,
     "qwen3_moe": transformers.Qwen3MoeConfig,
     "gpt2": transformers.GPT2Config,
+    "qwen2": transformers.Qwen2Config,
+    "smollm3": transformers.SmolLM3Config,
+    "gemma": transformers.GemmaConfig,
+    "gemma2": transformers.Gemma2Config,
+    "gemma3_text": transformers.Gemma3TextConfig,
+    "phi": transformers.PhiConfig,
+    "phi3": transformers.Phi3Config,
+    "gpt_neox": transformers.GPTNeoXConfig,
+    "gpt_neo": transformers.GPTNeoConfig,
+    "opt": transformers.OPTConfig,
+    "starcoder2": transformers.Starcoder2Config,
+    "stablelm": transformers.StableLmConfig,
 }
-LLAMAS = [kind for kind in CONFIGS if kind != "gpt2"]
+LLAMAS = ["llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "smollm3"]
 
 
 def defaults(kind: str, **changes: Any) -> Values:
@@ -31,14 +43,14 @@ def defaults(kind: str, **changes: Any) -> Values:
 
 
 def test_there_is_a_table_for_every_model_type() -> None:
-    types = [name for family in families.FAMILIES for name in family.MODEL_TYPES]
+    types = [family.model_type for family in families.FAMILIES]
     assert sorted(KEY_TABLES) == sorted(types) == sorted(CONFIGS)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_the_defaults_of_transformers_have_only_known_keys(kind: str) -> None:
     known = known_values(defaults(kind))
-    assert known.values.keys() <= KEY_TABLES[kind].used
+    assert known.values.keys() <= KEY_TABLES[kind].used | {"rope_parameters", "rope_scaling"}
     if kind != "qwen3_moe":  # whose gates are not normalized by default
         families.find_family(known).from_hf_config(defaults(kind))
 
@@ -105,7 +117,9 @@ LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling.*rope_parameters"),
         ({"rope_theta": 5e5}, "rope_theta"),
         ({"rope_parameters": LINEAR | {"type": "default"}}, "rope_type"),
-        ({"rope_parameters": LINEAR | {"rope_type": "yarn"}}, "rope_type yarn"),
+        ({"rope_parameters": LINEAR | {"rope_type": "longrope"}}, "rope_type longrope"),
+        ({"rope_parameters": LINEAR | {"rope_type": "llama3"}}, "low_freq_factor"),
+        ({"rope_parameters": LINEAR | {"rope_type": "yarn", "truncate": False}}, "truncate"),
         ({"rope_parameters": LINEAR | {"factor": 0.5}}, "factor"),
         ({"rope_parameters": LINEAR | {"attention_factor": 1.3}}, "attention_factor"),
         ({"rope_parameters": LINEAR | {"a_key_of_tomorrow": {}}}, "a_key_of_tomorrow"),

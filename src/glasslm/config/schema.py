@@ -23,6 +23,7 @@ from glasslm.config.model_config import (
     RELATIVE_POSITIONS,
     AttentionName,
     FeedForward,
+    LayerKind,
     ModelConfig,
     Norm,
     NormPosition,
@@ -35,9 +36,10 @@ from glasslm.config.training_config import OptimizerConfig, OptimizerName, Sched
 __all__ = [
     "ADAPTABLE_MATRICES", "ALIASES", "GATED", "MAX_BLOCKS", "MAX_WIDTH", "RELATIVE_POSITIONS",
     "AttentionName", "ComputeConfig", "Corpus", "DataConfig", "DeviceConfig", "DeviceName",
-    "EngineName", "FeedForward", "ModelConfig", "Norm", "NormPosition", "OperationsConfig",
-    "OptimizerConfig", "OptimizerName", "Position", "Precision", "PreferenceConfig", "RewardName",
-    "RopeScaling", "RunConfig", "ScheduleName", "TextCorpus", "TrainConfig",
+    "EngineName", "FeedForward", "LayerKind", "ModelConfig", "Norm", "NormPosition",
+    "OperationsConfig", "OptimizerConfig", "OptimizerName", "Position", "Precision",
+    "PreferenceConfig", "RewardName", "RopeScaling", "RunConfig", "ScheduleName", "TextCorpus",
+    "TrainConfig",
 ]  # fmt: skip
 
 EngineName = Literal["auto", "numpy", "torch"]

@@ -194,6 +194,7 @@ def require_support(operations: OperationsFile, config: RunConfig) -> None:
     c = config.model
     settings = {
         f"--window {c.window}": ("attention",) if c.window else (),
+        "--attention-softcap": ("attention", "softmax") if c.attention_softcap else (),
         "--position alibi": ("attention",) if c.position == "alibi" else (),
         "--attention-dropout": ("attention",) if c.attention_dropout else (),
         "--document-attention": ("attention",) if c.document_attention else (),

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from glasslm.config.schema import RopeScaling
+from glasslm.config.schema import LayerKind, ModelConfig, RopeScaling
 
 Array = NDArray[Any]
+
+# Positions in a new table of RoPE. Tables grow as texts do: that of a context of 131,072 tokens
+# would take longer to compute than a short answer.
+MIN_TABLE_POSITIONS = 1024
 
 
 def rope_cos_sin(
@@ -25,46 +29,131 @@ def rope_cos_sin(
     scaling: RopeScaling,
     factor: float,
     base: float = 10_000.0,
+    band: Band | None = None,
 ) -> tuple[Array, Array]:
     """cos and sin, (..., heads, Q) each, of the angles position x base^(-2j / Q).
 
     positions (...); all heads have the same angles. arXiv:2104.09864, section 3.2.2. The second
     half of Q repeats the first; sin is negative in the first half, so that the rotation of x is
     x cos + swap(x) sin. `scaling` stretches the angles for texts `factor` times as long as those of
-    training: see ROPE_SCALINGS.
+    training, with the settings `band`: see ROPE_SCALINGS.
     """
-    base, divisor = ROPE_SCALINGS[scaling](base, factor, Q)
-    angles = positions[..., None] * base ** (-np.arange(0, Q, 2) / Q)
-    angles /= divisor
-    cos = np.tile(np.cos(angles), 2 * heads)
-    sin = np.tile(np.concatenate([-np.sin(angles), np.sin(angles)], -1), heads)
+    frequencies, amplitude = ROPE_SCALINGS[scaling](base, factor, Q, band or Band())
+    angles = positions[..., None] * frequencies
+    cos = amplitude * np.tile(np.cos(angles), 2 * heads)
+    sin = amplitude * np.tile(np.concatenate([-np.sin(angles), np.sin(angles)], -1), heads)
     shape = (*positions.shape, heads, Q)
     return cos.reshape(shape).astype(dtype), sin.reshape(shape).astype(dtype)
 
 
-def _scale_nothing(base: float, factor: float, Q: int) -> tuple[float, float]:
-    return base, 1.0
+def layer_cos_sin(
+    c: ModelConfig,
+    kind: LayerKind,
+    positions: NDArray[np.int64],
+    heads: int,
+    dtype: DTypeLike,
+) -> tuple[Array, Array]:
+    """cos and sin, (..., heads, R) each, of the layers of one kind; R dimensions are rotated.
+
+    Window layers with a base of their own are not stretched.
+    """
+    R = c.rotary_size
+    if kind == "w" and c.window_rope_base:
+        return rope_cos_sin(positions, heads, R, dtype, "none", 1.0, c.window_rope_base)
+    original = c.rope_original_context or c.block_size / c.rope_factor
+    band = Band(
+        original, c.block_size, c.rope_low_rotations, c.high_rotations, c.rope_attention_factor
+    )
+    return rope_cos_sin(
+        positions, heads, R, dtype, c.rope_scaling, c.rope_factor, c.rope_base, band
+    )
 
 
-def _scale_positions(base: float, factor: float, Q: int) -> tuple[float, float]:
+class Band(NamedTuple):
+    """Settings of the scalings that treat frequencies by their rotations, or contexts by length."""
+
+    original: float = 1.0  # tokens of the context in training
+    context: float = 1.0  # tokens of the context now
+    low: float = 1.0  # rotations in the original context, below which a frequency is stretched
+    high: float = 4.0  # ... and above which it is kept
+    attention_factor: float = 0.0  # YaRN's amplitude; 0: 1 + 0.1 ln factor
+
+
+def _frequencies(base: float, Q: int) -> Array:
+    """(Q / 2,): the angles of position 1."""
+    frequencies: Array = base ** (-np.arange(0, Q, 2) / Q)
+    return frequencies
+
+
+def _scale_nothing(base: float, factor: float, Q: int, band: Band) -> tuple[Array, float]:
+    return _frequencies(base, Q), 1.0
+
+
+def _scale_positions(base: float, factor: float, Q: int, band: Band) -> tuple[Array, float]:
     """Divide the positions by the factor. arXiv:2306.15595."""
-    return base, factor
+    return _frequencies(base, Q) / factor, 1.0
 
 
-def _scale_base(base: float, factor: float, Q: int) -> tuple[float, float]:
+def _scale_base(base: float, factor: float, Q: int, band: Band) -> tuple[Array, float]:
     """Multiply the base by factor^(Q / (Q - 2)): "NTK-aware", arXiv:2309.00071, section 3.1.
 
     The lowest frequency becomes `factor` times slower and the highest stays as it is. With Q = 2
     there is one frequency only, the highest.
     """
-    return (base * factor ** (Q / (Q - 2)), 1.0) if Q > 2 else (base, 1.0)
+    return _frequencies(base * factor ** (Q / (Q - 2)) if Q > 2 else base, Q), 1.0
 
 
-# (base, factor, Q) -> the base to use, and the divisor of the angles.
-ROPE_SCALINGS: dict[RopeScaling, Callable[[float, float, int], tuple[float, float]]] = {
+def _scale_base_by_context(base: float, factor: float, Q: int, band: Band) -> tuple[Array, float]:
+    """ "Dynamic NTK": as _scale_base, by how far the context exceeds the original one.
+
+    The factor is factor x context / original - (factor - 1), at least 1: within the original
+    context nothing changes. arXiv:2309.00071, section 3.3. The context is that of the model and not
+    the length of a text, so that cached keys stay valid.
+    """
+    growth = max(1.0, factor * band.context / band.original - (factor - 1))
+    return _scale_base(base, growth, Q, band)
+
+
+def _scale_by_parts(base: float, factor: float, Q: int, band: Band) -> tuple[Array, float]:
+    """YaRN: stretch low frequencies, keep high ones, and a ramp over the dimensions between.
+
+    The bounds are whole dimensions, as in the published models. arXiv:2309.00071, section 3.2;
+    section 3.4 has the amplitude.
+    """
+    frequencies = _frequencies(base, Q)
+
+    def dimension(rotations: float) -> float:
+        return Q * math.log(band.original / (2 * math.pi * rotations)) / (2 * math.log(base))
+
+    first, last = max(0, math.floor(dimension(band.high))), math.ceil(dimension(band.low))
+    last = min(last, Q - 1)
+    width = last - first or 0.001
+    stretched = np.clip((np.arange(Q // 2) - first) / width, 0, 1)
+    frequencies *= stretched / factor + (1 - stretched)
+    return frequencies, band.attention_factor or 1 + 0.1 * math.log(factor)
+
+
+def _scale_by_rotations(base: float, factor: float, Q: int, band: Band) -> tuple[Array, float]:
+    """Llama 3: as YaRN, with a ramp over the rotations in the original context.
+
+    As in the code of Llama 3.1 (arXiv:2407.21783).
+    """
+    frequencies = _frequencies(base, Q)
+    rotations = band.original * frequencies / (2 * math.pi)
+    kept = np.clip((rotations - band.low) / (band.high - band.low), 0, 1)
+    frequencies *= kept + (1 - kept) / factor
+    return frequencies, 1.0
+
+
+# (base, factor, Q, band) -> frequencies (Q / 2,) and the amplitude of cos and sin.
+Scaling: TypeAlias = Callable[[float, float, int, Band], tuple[Array, float]]
+ROPE_SCALINGS: dict[RopeScaling, Scaling] = {
     "none": _scale_nothing,
     "linear": _scale_positions,
     "ntk": _scale_base,
+    "dynamic": _scale_base_by_context,
+    "yarn": _scale_by_parts,
+    "llama3": _scale_by_rotations,
 }
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from glasslm.config.schema import DeviceName, EngineName, Precision
 from glasslm.data.token_file import NO_TARGET as NO_TARGET
 from glasslm.engines.inspection import Edit
+from glasslm.engines.lazy_arrays import LazyArrays
 
 Array = NDArray[Any]
 State = Iterable[tuple[str, Array]]
@@ -181,7 +182,7 @@ class Engine(Protocol):
         """
         ...
 
-    def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
+    def load(self, state: State | LazyArrays, updates: int = 0, loss_scale: float = 1.0) -> None:
         """Load weights, or weights and moments, by name. Missing moments become zero.
 
         Raises DamagedError unless every weight is there in its shape, and nothing else.

@@ -5,11 +5,14 @@ Both engines use these names, so that each reads the checkpoints of the other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import OptimizerConfig
+from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.engines.protocol import State
 from glasslm.errors import DamagedError
 from glasslm.model.parameters import ParameterSpec, ParameterTable
@@ -34,14 +37,20 @@ def average_decay(decay: float, updates: int) -> float:
 
 
 def read_state(
-    state: State, table: ParameterTable, config: OptimizerConfig
-) -> tuple[dict[str, Array], ...]:
+    state: State | LazyArrays, table: ParameterTable, config: OptimizerConfig
+) -> tuple[Mapping[str, Array], dict[str, Array], dict[str, Array]]:
     """Weights by name, moments by `adamw.m/NAME`, and averages of the weights by name.
+
+    LazyArrays are weights, and stay unread: their names and shapes are checked.
 
     `table` is the parameter table of the model, whose shapes the arrays must have. Raises
     DamagedError, which names the entry, for a missing weight and for an entry that does not belong
     to the model.
     """
+    if isinstance(state, LazyArrays):
+        shapes = {name: np.broadcast_to(0, shape) for name, shape in state.shapes.items()}
+        read_state(shapes.items(), table, config)
+        return state, {}, {}
     weights: dict[str, Array] = {}
     moments: dict[str, Array] = {}
     averages: dict[str, Array] = {}

@@ -77,7 +77,7 @@ def load_model(
     model_config = ContextConfig(context, rope_scaling).apply_to(recorded.model)
     config = dataclasses.replace(recorded, model=model_config)
     model_engine = make_engine(config, source.tokenizer.vocab_size, compute)
-    model_engine.load(loaded.weights().items())
+    model_engine.load(loaded.lazy_weights())
     return Model(config, source.tokenizer, model_engine, loaded.step)
 
 

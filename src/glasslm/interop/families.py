@@ -1,55 +1,58 @@
-"""The model families of transformers that glasslm writes and reads, one module each."""
+"""The model families of transformers that glasslm writes and reads."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
-
 from glasslm.config.schema import ModelConfig
 from glasslm.errors import InputError
-from glasslm.interop import gpt2, llama
+from glasslm.interop import gemma, gpt2, gpt_neo, gpt_neox, llama
+from glasslm.interop.family import Family
 from glasslm.interop.untrusted_json import Values
 
-Array = NDArray[Any]
+# In the order of preference: a model that several families compute is written as the first.
+FAMILIES: tuple[Family, ...] = (
+    *llama.FAMILIES, *gpt2.FAMILIES, *gemma.FAMILIES, *gpt_neox.FAMILIES, *gpt_neo.FAMILIES,
+)  # fmt: skip
+# Model types that transformers has, and what glasslm lacks to compute them.
+UNSUPPORTED = {
+    "bloom": "a norm after the embeddings",
+    "cohere": "interleaved RoPE and scaled logits",
+    "cohere2": "interleaved RoPE and scaled logits",
+    "falcon": "fused multi-query matrices of several layouts",
+    "gemma3": "images; the model type gemma3_text of the same files has none",
+    "gemma3n": "layers with states of their own",
+    "gptj": "interleaved RoPE",
+    "gpt_bigcode": "fused multi-query matrices",
+    "gpt_oss": "attention sinks",
+    "granite": "multipliers of embeddings, residuals and logits",
+    "llama4": "images, interleaved RoPE and norms without weights",
+    "mamba": "state-space layers",
+    "mpt": "fused matrices and another ALiBi",
+    "olmo": "norms without weights",
+    "olmo2": "a norm over all heads of the queries",
+    "olmo3": "a norm over all heads of the queries",
+    "qwen2_moe": "a gate of the shared expert",
+    "rwkv": "recurrent layers",
+}
 
 
-class Family(Protocol):
-    """The interface of a family's module: llama.py and gpt2.py."""
-
-    @property
-    def MODEL_TYPES(self) -> tuple[str, ...]: ...
-
-    @property
-    def TOP_LEVEL(self) -> dict[str, str]: ...
-
-    def refusals(self, c: ModelConfig) -> list[str]: ...
-
-    def to_hf_config(self, c: ModelConfig, vocab_size: int) -> dict[str, Any]: ...
-
-    def from_hf_config(self, values: Values) -> ModelConfig: ...
-
-    def to_hf_weights(self, c: ModelConfig, weights: dict[str, Array]) -> dict[str, Array]: ...
-
-    def from_hf_weights(
-        self, c: ModelConfig, hf_weights: dict[str, Array], names: list[str]
-    ) -> dict[str, Array]: ...
-
-
-FAMILIES: tuple[Family, ...] = (llama, gpt2)
-
-
-def choose_family(c: ModelConfig) -> Family:
-    """The first family that computes what this model computes.
+def choose_family(c: ModelConfig, model_type: str = "") -> Family:
+    """The family that computes what this model computes: `model_type` if it does, or the first.
 
     Raises InputError if there is none; the message lists what the nearest family lacks and the
     switches that help.
     """
-    refusals = {family.MODEL_TYPES[0]: family.refusals(c) for family in FAMILIES}
-    for family in FAMILIES:
-        if not refusals[family.MODEL_TYPES[0]]:
+    refusals = {family.model_type: family.refusals(c) for family in FAMILIES}
+    for family in sorted(FAMILIES, key=lambda family: family.model_type != model_type):
+        if not refusals[family.model_type]:
             return family
-    nearest = min(refusals, key=lambda name: len(refusals[name]))
+
+    def distance(family: Family) -> tuple[int, int]:
+        different = (bool(c.n_experts) != family.support.experts) + (
+            c.qk_norm != family.support.qk_norm
+        )
+        return len(refusals[family.model_type]), different
+
+    nearest = min(FAMILIES, key=distance).model_type
     raise InputError(
         f"no architecture of transformers computes this model. The nearest is {nearest}, but "
         f"{'; '.join(refusals[nearest])}. Train with the flags in parentheses, then export"
@@ -63,9 +66,12 @@ def find_family(values: Values) -> Family:
     """
     model_type = values.string("model_type")
     for family in FAMILIES:
-        if model_type in family.MODEL_TYPES:
+        if model_type == family.model_type:
             return family
-    known = ", ".join(name for family in FAMILIES for name in family.MODEL_TYPES)
+    known = ", ".join(family.model_type for family in FAMILIES)
+    lacks = f", for which glasslm lacks {UNSUPPORTED[model_type]}" if (
+        model_type in UNSUPPORTED
+    ) else ""  # fmt: skip
     raise InputError(
-        f"{values.path} has the model type {model_type[:100]!r}: expected one of {known}"
+        f"{values.path} has the model type {model_type[:100]!r}{lacks}: expected one of {known}"
     )

@@ -21,7 +21,7 @@ from glasslm import files
 from glasslm.config.schema import ModelConfig
 from glasslm.errors import InputError
 from glasslm.files import Chunk
-from glasslm.interop import families, gguf_tokenizer, llama
+from glasslm.interop import families, gguf_tokenizer
 from glasslm.interop.gguf_tokenizer import GGUFTokenizer
 from glasslm.interop.model_export import ModelExport
 
@@ -79,6 +79,7 @@ def llama_cpp_config(c: ModelConfig) -> ModelConfig:
         reasons.append(f"it is a {model_type} (--norm rmsnorm --position rope)")
     if c.window:
         reasons.append(f"its attention has a window of {c.window} tokens (--window 0)")
+    reasons += _missing_settings(c)
     if c.feedforward not in FEEDFORWARDS:
         nearest = "swiglu" if c.is_gated else "gelu"
         reasons.append(f"its feed-forward is {c.feedforward} (--feedforward {nearest})")
@@ -92,6 +93,16 @@ def llama_cpp_config(c: ModelConfig) -> ModelConfig:
             "flags in parentheses, then export; or export --to hf"
         )
     return c
+
+
+def _missing_settings(c: ModelConfig) -> list[str]:
+    """Settings that glasslm does not write into a file for llama.cpp, each with its flag."""
+    reasons = []
+    if c.rope_scaling not in ("none", "linear", "ntk"):
+        reasons.append(f"its rope is scaled by {c.rope_scaling} (--rope-scaling linear)")
+    if extra := sorted(c.biased_modules & {"k", "head"}):
+        reasons.append(f"it has biases of {', '.join(extra)} (--bias-targets '')")
+    return reasons
 
 
 def architecture(c: ModelConfig) -> str:
@@ -258,7 +269,7 @@ def _add_metadata(
 
 
 def _add_rope(writer: Any, c: ModelConfig, vocab_size: int) -> None:
-    values = llama.to_hf_config(c, vocab_size)
+    values = families.choose_family(c).to_hf_config(c, vocab_size)
     writer.add_key_length(c.head_size)
     writer.add_value_length(c.head_size)
     writer.add_rope_dimension_count(c.head_size)

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from glasslm import files
 from glasslm.config.schema import ModelConfig
 from glasslm.data.tokenizers import Tokenizer
+from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.errors import DamagedError, InputError, raise_if_exhausted
 from glasslm.interop import families, hf_tokenizer
+from glasslm.interop.family import Family
 from glasslm.interop.hf_special_tokens import (
     GENERATION_FILE,
     TokenSettings,
@@ -24,15 +26,17 @@ from glasslm.interop.hf_special_tokens import (
     role_ids,
 )
 from glasslm.interop.hf_weights import (
+    HEAD,
     WEIGHTS_FILE,
+    HFWeights,
     canonical_names,
-    read_shapes,
-    read_weights,
+    require_equal_head,
     weight_files,
     wrapper_prefix,
 )
 from glasslm.interop.model_export import ModelExport, compute_logits, largest_difference
 from glasslm.interop.untrusted_json import CONFIG_FILE, read_values
+from glasslm.interop.weight_names import WeightNames
 from glasslm.model.parameters import parameter_table
 from glasslm.runs.tensor_file import safetensors_chunks
 from glasslm.text import Notify, format_bytes, notify, to_one_line
@@ -43,17 +47,20 @@ Array = NDArray[Any]
 # Of logits in float32, as a share of the largest one. Imports have more layers than exports.
 TOLERANCE, IMPORT_TOLERANCE = 1e-5, 1e-4
 MAX_IMPORT_PROBE_TOKENS = 256
-COPIES_TO_COMPARE = 2  # of the weights, beside those that are imported: theirs, and the engine's
+COPIES_TO_COMPARE = 2  # of the weights: theirs as a file and in memory, and then the engine's
 
 
 @dataclass(frozen=True)
 class ModelImport:
-    """A model from another program; `weights` are named and shaped as in the parameter table."""
+    """A model from another program.
+
+    `weights` are float32, named and shaped as in the parameter table, and read when asked for.
+    """
 
     model_type: str
     config: ModelConfig
     tokenizer: Tokenizer
-    weights: dict[str, Array]
+    weights: LazyArrays
     token_settings: TokenSettings
     prefix: str = ""  # of all names in the files: a wrapper's of PyTorch
 
@@ -64,7 +71,7 @@ def write(export: ModelExport, out: Path) -> None:
     Raises InputError where no architecture of transformers computes this model, or `out` is not
     empty.
     """
-    family = families.choose_family(export.config)
+    family = families.choose_family(export.config, export.model_type)
     require_empty(out)
     settings = export.token_settings
     contents = hf_tokenizer.tokenizer_files(export.tokenizer, export.config.block_size, settings)
@@ -142,29 +149,7 @@ def read(folder: Path, notify: Notify = notify) -> ModelImport:
             raise
         raise InputError(f"{values.path}: {error}") from None
     vocab_size = values.integer("vocab_size")
-    table, paths = parameter_table(config, vocab_size), weight_files(folder)
-    # First with arrays that take no memory: weights are read only after their names and shapes are
-    # checked.
-    shapes = read_shapes(paths)
-    tied_to = family.TOP_LEVEL["embedding.weight"] if config.tie_embeddings else None
-    prefix = wrapper_prefix(shapes)
-    canonical = canonical_names(shapes, prefix, tied_to, notify)
-    placeholders = {
-        canonical[name]: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()
-    }
-    shaped = family.from_hf_weights(config, placeholders, list(table))
-    if placeholders:
-        raise InputError(
-            f"{folder} has the weight {min(placeholders)[:100]}, which glasslm has no place for"
-        )
-    for name, row in table.items():
-        if shaped[name].shape != row.shape:
-            raise DamagedError(
-                f"the weight {name} of {folder} has the shape {shaped[name].shape}: {CONFIG_FILE} "
-                f"asks for {row.shape}"
-            )
-    hf_weights = {canonical[name]: array for name, array in read_weights(paths)}
-    weights = family.from_hf_weights(config, hf_weights, list(table))
+    weights, prefix = _find_weights(folder, family, config.resolve(), vocab_size, notify)
     tokenizer = hf_tokenizer.read_tokenizer(folder, vocab_size)
     settings = read_settings(folder, values.values, hf_tokenizer.token_ids(tokenizer))
     end = settings.get("eos_token")
@@ -175,6 +160,67 @@ def read(folder: Path, notify: Notify = notify) -> ModelImport:
     )
 
 
+def _find_weights(
+    folder: Path, family: Family, c: ModelConfig, vocab_size: int, notify: Notify
+) -> tuple[LazyArrays, str]:
+    """The weights of a model folder by glasslm's names, and the prefix of the names in its files.
+
+    Names and shapes are checked before any weight is read. Raises InputError for a missing weight
+    and for one that glasslm has no place for, and DamagedError for another shape.
+    """
+    table, names = parameter_table(c, vocab_size), family.names(c)
+    tensors = HFWeights(weight_files(folder))
+    prefix = wrapper_prefix(tensors)
+    tied_to = names.hf_name("embedding.weight") if c.tie_embeddings else None
+    canonical = canonical_names(tensors, prefix, tied_to, notify)
+    tensors.rename({name: _full_name(names, new, canonical) for name, new in canonical.items()})
+    places = {name: names.place(c, name) for name in table}
+    for name, place in places.items():
+        if place.hf_name not in tensors:
+            raise InputError(
+                f"the model lacks the weight {place.hf_name}, which its config.json asks for"
+            )
+        shape = place.take(np.broadcast_to(np.float32(0), tensors.shapes[place.hf_name])).shape
+        if shape != table[name].shape:
+            raise DamagedError(
+                f"the weight {name} of {folder} has the shape {shape}: {CONFIG_FILE} asks for "
+                f"{table[name].shape}"
+            )
+    unused = tensors.shapes.keys() - {place.hf_name for place in places.values()}
+    head = names.hf_name("head.weight")
+    if c.tie_embeddings and head in unused:
+        unused -= {head}
+        require_equal_head(tensors[head], tensors[places["embedding.weight"].hf_name])
+    if c.position != "rope":  # softmax cancels the bias of keys
+        key_biases = {names.hf_name(f"blocks.{i}.attention.k.bias") for i in range(c.n_layers)}
+        unused -= key_biases
+    if unused:
+        raise InputError(
+            f"{folder} has the weight {min(unused)[:100]}, which glasslm has no place for"
+        )
+
+    def read_weight(name: str) -> Array:
+        array = places[name].take(tensors[places[name].hf_name])
+        return np.ascontiguousarray(array, np.float32)
+
+    return LazyArrays({name: row.shape for name, row in table.items()}, read_weight), prefix
+
+
+def _full_name(names: WeightNames, name: str, canonical: dict[str, str]) -> str:
+    """A name with the prefix of the whole model, which files of the model without its head lack.
+
+    Newer files of GPT-NeoX call its head lm_head.
+    """
+    head = names.hf_name("head.weight")
+    if name == HEAD and head not in canonical.values():
+        return head
+    base = names.top["embedding"].partition(".")[0] + "."
+    is_whole = name in (head, "lm_head.bias") or any(
+        other.startswith(base) for other in canonical.values()
+    )
+    return name if is_whole else base + name
+
+
 def compare_import(imported: ModelImport, folder: Path, notify: Notify = notify) -> None:
     """Compare the logits of an import with those of transformers from the same folder.
 
@@ -183,7 +229,7 @@ def compare_import(imported: ModelImport, folder: Path, notify: Notify = notify)
     cannot load the folder.
     """
     free = free_memory_bytes()
-    needed = COPIES_TO_COMPARE * sum(array.nbytes for array in imported.weights.values())
+    needed = COPIES_TO_COMPARE * imported.weights.nbytes
     if free is not None and needed > free:
         notify(
             "note: logits not compared with transformers: that takes "

@@ -5,17 +5,18 @@ Sizes are checked before a file is read, no path leaves the folder, and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop.import_source import PICKLE_CURE, PICKLE_SUFFIXES
 from glasslm.interop.untrusted_json import read_values
-from glasslm.runs.tensor_file import read_entries, read_tensor
+from glasslm.runs.tensor_file import TensorEntry, read_entries, read_tensor
 from glasslm.text import Notify
 
 Array = NDArray[Any]
@@ -25,7 +26,10 @@ INDEX_FILE = "model.safetensors.index.json"
 MAX_WEIGHT_FILES = 1000
 FLOAT_TYPES = ("BF16", "F16", "F32", "F64")
 # Buffers that old versions of transformers saved among the weights. They follow from the config.
-BUFFER_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+BUFFER_SUFFIXES = (
+    ".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias",
+    ".attention.masked_bias",
+)  # fmt: skip
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of torch.compile, and of DistributedDataParallel
 HEAD = "lm_head.weight"
 
@@ -62,46 +66,50 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def read_shapes(paths: list[Path]) -> dict[str, tuple[int, ...]]:
-    """The shape of each array, read from the headers alone; BUFFER_SUFFIXES are left out.
+class HFWeights(LazyArrays):
+    """The tensors of a model folder by their names in transformers, read when asked for.
 
-    Raises DamagedError for a file that is not safetensors.
+    They are float32, or float64 if they are stored so; bfloat16 and float16 are widened.
+    BUFFER_SUFFIXES are left out. Reading raises DamagedError for values that are not finite.
     """
-    return {
-        name: entry.shape
-        for path in paths
-        for name, entry in read_entries(path).items()
-        if not name.endswith(BUFFER_SUFFIXES)
-    }
+
+    def __init__(self, paths: list[Path]) -> None:
+        """Raises DamagedError for a file that is not safetensors."""
+        self._entries = {
+            name: (path, entry)
+            for path in paths
+            for name, entry in read_entries(path).items()
+            if not name.endswith(BUFFER_SUFFIXES)
+        }
+        self._last = ("", np.zeros(0))  # several weights may be in one tensor
+        super().__init__(
+            {name: entry.shape for name, (_, entry) in self._entries.items()}, self._read_tensor
+        )
+
+    def rename(self, names: dict[str, str]) -> None:
+        """Give each tensor another name."""
+        self._entries = {names[name]: value for name, value in self._entries.items()}
+        self.shapes = {names[name]: shape for name, shape in self.shapes.items()}
+
+    def _read_tensor(self, name: str) -> Array:
+        if self._last[0] != name:
+            path, entry = self._entries[name]
+            self._last = (name, _read_float_tensor(path, name, entry))
+        return self._last[1]
 
 
-def read_weights(paths: list[Path]) -> Iterator[tuple[str, Array]]:
-    """Names and arrays as float32, or float64 if they are stored so; BUFFER_SUFFIXES are left out.
-
-    Shapes are those of the file; bfloat16 and float16 are widened. Raises DamagedError for a file
-    that is not safetensors, and for values that are not finite.
-    """
-    for path in paths:
-        for name, entry in read_entries(path).items():
-            if name.endswith(BUFFER_SUFFIXES):
-                continue
-            if entry.dtype not in FLOAT_TYPES:
-                raise DamagedError(
-                    f"{path} holds {name} as {entry.dtype}: expected floating-point numbers"
-                )
-            array = read_tensor(path, entry)
-            array = array.astype(np.result_type(array.dtype, np.float32), copy=False)
-            if not np.isfinite(array).all():
-                raise DamagedError(f"{path} holds {name}, which is not finite everywhere")
-            yield name, array
+def _read_float_tensor(path: Path, name: str, entry: TensorEntry) -> Array:
+    if entry.dtype not in FLOAT_TYPES:
+        raise DamagedError(f"{path} holds {name} as {entry.dtype}: expected floating-point numbers")
+    array = read_tensor(path, entry)
+    array = array.astype(np.result_type(array.dtype, np.float32), copy=False)
+    if not np.isfinite(array).all():
+        raise DamagedError(f"{path} holds {name}, which is not finite everywhere")
+    return array
 
 
-def drop_tied_head(hf_weights: dict[str, Array], embedding: Array) -> None:
-    """Remove the second copy (V, D) of a tied embedding matrix.
-
-    Raises InputError where the two copies differ.
-    """
-    head = hf_weights.pop(HEAD, embedding)
+def require_equal_head(head: Array, embedding: Array) -> None:
+    """Raise InputError where the second copy of a tied embedding matrix (V, D) differs from it."""
     if head.shape != embedding.shape or not np.array_equal(head, embedding):
         raise InputError(
             f"the model's {HEAD} differs from its embedding, but its config.json ties "

@@ -112,7 +112,7 @@ def _lead(export: ModelExport) -> str:
 
 def _architecture(export: ModelExport) -> Rows:
     c, V = export.config, export.vocab_size
-    hf_config = families.choose_family(c).to_hf_config(c, V)
+    hf_config = families.choose_family(c, export.model_type).to_hf_config(c, V)
     counts = parameter_table(c, V).counts()
     active = f", of which {counts['active']:,} compute a token" if c.n_experts else ""
     shared = f", {c.n_kv_heads} of keys and values" if c.n_kv_heads < c.n_heads else ""

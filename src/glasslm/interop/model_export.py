@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.factory import make_engine
+from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.interop.hf_special_tokens import TokenSettings, default_settings
 from glasslm.model.adapters import merge_adapters, without_adapters
 from glasslm.runs import checkpoint as checkpoints
@@ -41,6 +43,7 @@ class ModelExport:
     tokenizer: Tokenizer
     weights: dict[str, Array]
     imported_settings: TokenSettings | None = None  # of a model from another program
+    model_type: str = ""  # in transformers, of an imported model
 
     @property
     def name(self) -> str:
@@ -84,15 +87,16 @@ def load_export(name: str, which: checkpoints.CheckpointSelector = "best") -> Mo
     weights = {name: array.astype(np.float32, copy=False) for name, array in merged_weights.items()}
     config = without_adapters(run.config.model).resolve()
     settings = run.record["tokenizer"].get("transformers")
-    return ModelExport(run, checkpoint.step, config, run.tokenizer, weights, settings)
+    model_type = str(run.record.get("imported", {}).get("model_type", ""))
+    return ModelExport(run, checkpoint.step, config, run.tokenizer, weights, settings, model_type)
 
 
 def compute_logits(
-    config: ModelConfig, vocab_size: int, weights: dict[str, Array], tokens: NDArray[np.int64]
+    config: ModelConfig, vocab_size: int, weights: Mapping[str, Array], tokens: NDArray[np.int64]
 ) -> Array:
     """tokens (B, T) -> logits (B, T, V), computed by the NumPy engine in float32."""
     engine = make_engine(RunConfig(model=config), vocab_size, ComputeConfig(engine="numpy"))
-    engine.load(weights.items())
+    engine.load(weights if isinstance(weights, LazyArrays) else weights.items())
     B, T = tokens.shape
     return engine.logits(tokens, engine.new_cache(B, T), np.full(B, T), every=True)
 

@@ -13,6 +13,7 @@ from glasslm import files
 from glasslm.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 from glasslm.data.tokenizers import TOKENIZER_KINDS, Tokenizer
+from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.errors import InputError
 from glasslm.interop import hf, peft_comparison, peft_files
 from glasslm.interop.hf_special_tokens import TokenSettings
@@ -77,8 +78,7 @@ def import_model(
     )
     return _create_run(
         run_dir,
-        imported.config,
-        data,
+        _run_config(imported.config, data),
         imported.tokenizer,
         imported.weights,
         origin,
@@ -104,9 +104,10 @@ def _import_adapters(
     base_data = base.run.config.data
     data = DataConfig(tokenizer=base_data.tokenizer, special_tokens=base_data.used_special_tokens)
     origin |= {"base": base.source}
+    config, weights = _run_config(model, data), frozen | adapters
+    state = checkpoint.state_without_moments(weights, config, tokenizer.vocab_size, np.float32)
     return _create_run(
-        run_dir, model, data, tokenizer, frozen | adapters, origin, command, frozen,
-        settings,
+        run_dir, config, tokenizer, state, origin, command, frozen, settings,
     )  # fmt: skip
 
 
@@ -115,21 +116,21 @@ def _import_record(folder: Path, model_type: str, sources: list[Path]) -> dict[s
     return {"imported": {"from": str(folder.resolve()), "model_type": model_type, "sha256": hashes}}
 
 
+def _run_config(model: ModelConfig, data: DataConfig) -> RunConfig:
+    """The config of a run that has done no steps."""
+    return RunConfig(model=model, data=data, train=TrainConfig(max_steps=1)).resolve()
+
+
 def _create_run(
     run_dir: Path,
-    model: ModelConfig,
-    data: DataConfig,
+    config: RunConfig,
     tokenizer: Tokenizer,
-    weights: Mapping[str, Array],
+    state: Mapping[str, Array],
     origin: dict[str, Any],
     command: str,
     frozen: dict[str, Array] | None = None,
     token_settings: TokenSettings | None = None,
 ) -> Path:
-    config = RunConfig(
-        model=model, data=data, train=TrainConfig(max_steps=1)
-    ).resolve()  # the run has done no steps
-    state = checkpoint.state_without_moments(weights, config, tokenizer.vocab_size, np.float32)
     with files.atomic_path(run_dir) as folder:
         record = build_record(
             config, tokenizer, NO_TEXT, COMPUTED_BY, preset="imported", command=command
@@ -153,7 +154,7 @@ def _create_run(
             )
             checkpoint.save(
                 folder,
-                state.items(),
+                state if isinstance(state, LazyArrays) else state.items(),
                 TrainingPosition(0, 0, 0, log.bytes, metrics_sha256=log.sha256),
                 run.identity,
             )

@@ -20,7 +20,7 @@ from glasslm import files
 from glasslm.config.schema import ADAPTABLE_MATRICES, ModelConfig
 from glasslm.errors import DamagedError, InputError
 from glasslm.interop import families, gpt2, hf, llama, peft_settings
-from glasslm.interop.hf_weights import read_shapes, read_weights
+from glasslm.interop.hf_weights import HFWeights
 from glasslm.interop.import_source import is_hub_name
 from glasslm.interop.model_export import ModelExport
 from glasslm.interop.peft_settings import SETTINGS_FILE, LoraSettings, module_names
@@ -212,7 +212,7 @@ def _adaptable_matrices(c: ModelConfig) -> dict[str, tuple[str, ...]]:
 
 def _has_gpt2_family(c: ModelConfig) -> bool:
     """Whether GPT-2 is the model's family. Raises InputError where transformers has none."""
-    return "gpt2" in families.choose_family(c).MODEL_TYPES
+    return families.choose_family(c).model_type == "gpt2"
 
 
 def _target_module(path: str) -> str:
@@ -302,7 +302,7 @@ def _read_arrays(
             raise DamagedError(
                 f"{path} holds {name} in the shape {file_shapes[name]}: expected {shape}"
             )
-    arrays = dict(read_weights([path]))
+    arrays = dict(HFWeights([path]).items())
     return {
         matrix: (
             arrays[f"{PEFT_PREFIX}{matrix}.lora_A.weight"],
@@ -324,7 +324,7 @@ def _read_adapter_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             f"{path.parent} holds no {WEIGHTS_FILE}: expected a folder as save_pretrained of PEFT "
             "writes it"
         )
-    return read_shapes([path])
+    return HFWeights([path]).shapes
 
 
 def _split_adapters(

@@ -68,6 +68,10 @@ class Values:
         """The same values, with `defaults` for absent keys; a null stays null."""
         return Values(self.path, defaults | self.values)
 
+    def with_value(self, name: str, value: Any) -> Values:
+        """The same values, except for one."""
+        return Values(self.path, self.values | {name: value})
+
     def __bool__(self) -> bool:
         return bool(self.values)
 

@@ -111,31 +111,44 @@ def parameter_table(config: ModelConfig, vocab_size: int) -> ParameterTable:
         table |= _norm(c, "norm")
     if not c.tie_embeddings:
         table["head.weight"] = ParameterSpec((vocab_size, c.d_model), INIT_STD)
+    if "head" in c.biased_modules:
+        table["head.bias"] = ParameterSpec((vocab_size,))
     return ParameterTable(_with_adapters(table, c) if c.lora_rank else table)
 
 
 def _block(c: ModelConfig) -> Specs:
     D, HQ, KQ = c.d_model, c.n_heads * c.head_size, c.n_kv_heads * c.head_size
     specs = _norm(c, "attention_norm")
-    for name, height in (("q", HQ), ("k", KQ), ("v", KQ)):
+    heights = {"q": HQ, "k": KQ, "v": KQ}
+    for name, height in heights.items():
         specs[f"attention.{name}.weight"] = _matrix(height, D)
-    if c.bias:
-        specs |= {
-            "attention.q.bias": ParameterSpec((HQ,)),
-            "attention.v.bias": ParameterSpec((KQ,)),
-        }
+    for name, height in heights.items():
+        if name in c.biased_modules:
+            specs[f"attention.{name}.bias"] = ParameterSpec((height,))
     if c.qk_norm:
         specs |= {
-            f"attention.{name}_norm.weight": ParameterSpec((c.head_size,), fill=1.0)
+            f"attention.{name}_norm.weight": ParameterSpec((c.head_size,), fill=_unit_gain(c))
             for name in ("q", "k")
         }
     specs["attention.o.weight"] = _matrix(D, HQ, _residual_std(c))
-    if c.bias:
+    if "o" in c.biased_modules:
         specs["attention.o.bias"] = ParameterSpec((D,))
-    specs |= _norm(c, "feedforward_norm")
+    if c.norm_position == "sandwich":
+        specs |= _norm(c, "attention_output_norm")
+    if c.residual != "parallel_one_norm":
+        specs |= _norm(c, "feedforward_norm")
+    specs |= _feedforward_rows(c)
+    if c.norm_position == "sandwich":
+        specs |= _norm(c, "feedforward_output_norm")
+    return specs
+
+
+def _feedforward_rows(c: ModelConfig) -> Specs:
+    """The feed-forward of a block, or its experts with their router."""
     if not c.n_experts:
-        return specs | _feedforward(c, "feedforward")
-    specs["feedforward.router.weight"] = ParameterSpec((c.n_experts, D), INIT_STD, decay=True)
+        return _feedforward(c, "feedforward")
+    router = ParameterSpec((c.n_experts, c.d_model), INIT_STD, decay=True)
+    specs: Specs = {"feedforward.router.weight": router}
     for expert in range(c.n_experts):
         specs |= _feedforward(c, f"feedforward.experts.{expert}", c.experts_per_token / c.n_experts)
     return specs | _feedforward(c, "feedforward.shared") if c.shared_expert else specs
@@ -147,10 +160,10 @@ def _feedforward(c: ModelConfig, prefix: str, active: float = 1.0) -> Specs:
     specs: Specs = {}
     for name in inputs:
         specs[f"{prefix}.{name}.weight"] = _matrix(F, D, active=active)
-    if c.bias:
+    if "mlp" in c.biased_modules:
         specs |= {f"{prefix}.{name}.bias": ParameterSpec((F,), active=active) for name in inputs}
     specs[f"{prefix}.down.weight"] = _matrix(D, F, _residual_std(c), active)
-    if c.bias:
+    if "mlp" in c.biased_modules:
         specs[f"{prefix}.down.bias"] = ParameterSpec((D,), active=active)
     return specs
 
@@ -166,10 +179,15 @@ def _residual_std(c: ModelConfig) -> float:
 def _norm(c: ModelConfig, name: str) -> Specs:
     if c.norm == "none":
         return {}
-    specs: Specs = {f"{name}.weight": ParameterSpec((c.d_model,), fill=1.0)}
-    if c.norm == "layernorm" and c.bias:
+    specs: Specs = {f"{name}.weight": ParameterSpec((c.d_model,), fill=_unit_gain(c))}
+    if c.norm == "layernorm" and "norm" in c.biased_modules:
         specs[f"{name}.bias"] = ParameterSpec((c.d_model,))
     return specs
+
+
+def _unit_gain(c: ModelConfig) -> float:
+    """The weight of a norm whose gain is 1."""
+    return 0.0 if c.norm == "rmsnorm1p" else 1.0
 
 
 def _with_adapters(table: Specs, c: ModelConfig) -> Specs:

@@ -97,14 +97,16 @@ def block(
     }
     model = Model(c, _read_weights(prefixed_weights, specs, table, x.dtype, len(BLOCK)))
     flat = x.reshape(-1, c.d_model)
-    attend, feed_forward = model.sublayers(0, _make_context(model, len(flat) // T, T, new))
-    middle, attention_back = attend(flat)
-    y, feedforward_back = feed_forward(middle)
+    y, backs = flat, []
+    for sublayer in model.sublayers(0, _make_context(model, len(flat) // T, T, new)):
+        y, back = sublayer(y)
+        backs.append(back)
 
     def backward(dy: Array) -> tuple[Array, dict[str, Array]]:
         gradients: dict[str, Array] = {}
-        dmiddle = feedforward_back(read_gradient(dy, x).reshape(flat.shape), gradients)
-        dx = attention_back(dmiddle, gradients)
+        dx = read_gradient(dy, x).reshape(flat.shape)
+        for back in reversed(backs):
+            dx = back(dx, gradients)
         all_gradients = _name_gradients(gradients, specs, x.dtype)
         return dx.reshape(x.shape).copy(), {
             name.removeprefix(BLOCK): gradient for name, gradient in all_gradients.items()
@@ -115,9 +117,10 @@ def block(
 
 def _make_context(model: Model, B: int, T: int, new: New | None) -> ForwardContext:
     """The context of a pass over B rows of T positions without dropout, losses and recorder."""
-    bias, rotation = model.score_bias(T), model.rotation(slice(T))
+    bias = model.score_bias(T)
+    rotations = {kind: rotation(slice(T)) for kind, rotation in model.rotations.items()}
     allocate = read_new(new, model.weights.flat.dtype)
-    return ForwardContext(B, T, allocate, None, (0.0, 0.0), [], bias, rotation, None)
+    return ForwardContext(B, T, allocate, None, (0.0, 0.0), [], bias, rotations, None)
 
 
 def transformer(

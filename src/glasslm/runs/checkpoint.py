@@ -11,7 +11,7 @@ highest step that verifies, and its state names the best. The same state gives t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
@@ -21,11 +21,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from glasslm import files
 from glasslm.config.schema import RunConfig
+from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.engines.protocol import State
 from glasslm.engines.state import AVERAGE, read_state
 from glasslm.errors import DamagedError, DivergedError, InputError
 from glasslm.model.parameters import parameter_table
-from glasslm.runs.tensor_file import read_arrays, safetensors_chunks
+from glasslm.runs.tensor_file import lazy_arrays, read_arrays, safetensors_chunks
 from glasslm.runs.typed_json import Count, require_type
 from glasslm.text import Notify, notify
 
@@ -125,6 +126,16 @@ class Checkpoint:
             name.removeprefix(f"{AVERAGE}/"): array for name, array in averages.items()
         }
 
+    def lazy_weights(self) -> LazyArrays:
+        """`weights`, read when asked for where neither adapters nor averages belong to them."""
+        weights = lazy_arrays(self.path / _MODEL)
+        averages = lazy_arrays(self.path / _OPTIMIZER, f"{AVERAGE}/")
+        has_adapters = any(".lora_" in name for name in weights)
+        if not (has_adapters or averages):
+            return weights
+        merged = self.weights()
+        return LazyArrays({name: array.shape for name, array in merged.items()}, merged.__getitem__)
+
     def state(self) -> Iterator[tuple[str, Array]]:
         """The weights after the last step, then moments and averages, for Engine.load."""
         yield from self._last_weights().items()
@@ -146,7 +157,7 @@ class Checkpoint:
 
 def save(
     run_dir: Path,
-    state: State,
+    state: State | LazyArrays,
     position: TrainingPosition,
     identity: RunIdentity,
     *,
@@ -160,8 +171,8 @@ def save(
     value that is not finite and ExhaustedError when the disk is full; the older checkpoints are
     untouched then.
     """
-    arrays = dict(state)
-    for name, array in arrays.items():
+    weights, moments = (state, {}) if isinstance(state, LazyArrays) else _split_state(state)
+    for name, array in () if isinstance(state, LazyArrays) else {**weights, **moments}.items():
         if not np.isfinite(array).all():
             raise DivergedError(
                 f"{name} is not finite at step {position.step}: no checkpoint is written"
@@ -178,19 +189,23 @@ def save(
     if metrics.exists():
         files.sync_file(metrics)  # its first metrics_bytes must survive a power failure
     path = _checkpoint_path(run_dir, position.step)
-    contents: dict[str, list[files.Chunk]] = {
-        _MODEL: safetensors_chunks(
-            {name: array for name, array in arrays.items() if "/" not in name}
-        ),
-        _OPTIMIZER: safetensors_chunks(
-            {name: array for name, array in arrays.items() if "/" in name}
-        ),
+    contents: dict[str, Iterable[files.Chunk]] = {
+        _MODEL: safetensors_chunks(weights),
+        _OPTIMIZER: safetensors_chunks(moments),
         _STATE: [files.json_bytes(values)],
     }
     files.write_folder(path, contents)
     _verified_folders.add(path.absolute())
     _rotate(run_dir, position, keep, protect_step)
     return path
+
+
+def _split_state(state: State) -> tuple[Mapping[str, Array], dict[str, Array]]:
+    """The weights, and the moments and averages, named KIND/NAME."""
+    parts: tuple[dict[str, Array], dict[str, Array]] = ({}, {})
+    for name, array in state:
+        parts["/" in name][name] = array
+    return parts
 
 
 def state_without_moments(

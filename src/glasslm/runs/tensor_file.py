@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm import files
+from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.errors import DamagedError, explain_system_errors
 
 Array = NDArray[Any]
@@ -40,25 +44,37 @@ class TensorEntry(NamedTuple):
 
 
 def safetensors_chunks(
-    arrays: dict[str, Array], metadata: dict[str, str] | None = None
-) -> list[files.Chunk]:
+    arrays: Mapping[str, Array], metadata: dict[str, str] | None = None
+) -> Iterable[files.Chunk]:
     """The pieces of a safetensors file: header length, header, then the arrays, without a copy.
 
     The layout is that of the safetensors library: names in order, header padded to 8 bytes.
-    `metadata` is what the header says of the file.
+    `metadata` is what the header says of the file. LazyArrays are read while they are written.
     """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     end = 0
     for name in sorted(arrays):
-        start, end = end, end + arrays[name].nbytes
+        dtype, shape = _type_and_shape(arrays, name)
+        start, end = end, end + dtype.itemsize * math.prod(shape)
         header[name] = {
-            "dtype": DTYPE_NAMES[arrays[name].dtype],
-            "shape": list(arrays[name].shape),
+            "dtype": DTYPE_NAMES[dtype],
+            "shape": list(shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little"), text, *(arrays[name] for name in sorted(arrays))]
+    first = [len(text).to_bytes(8, "little"), text]
+    if isinstance(arrays, LazyArrays):
+        return chain(first, (arrays[name] for name in sorted(arrays)))
+    return [*first, *(arrays[name] for name in sorted(arrays))]
+
+
+def _type_and_shape(
+    arrays: Mapping[str, Array], name: str
+) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    if isinstance(arrays, LazyArrays):
+        return np.dtype(np.float32), arrays.shapes[name]
+    return arrays[name].dtype, arrays[name].shape
 
 
 def read_arrays(path: Path, prefix: str = "") -> dict[str, Array]:
@@ -66,18 +82,24 @@ def read_arrays(path: Path, prefix: str = "") -> dict[str, Array]:
 
     Raises DamagedError unless it is a safetensors file of float32 or float64 numbers.
     """
-    with explain_system_errors(path, lambda why: DamagedError(f"{path} cannot be read ({why})")):
+    lazy = lazy_arrays(path, prefix)
+    with _read_errors(path):
+        return dict(lazy.items())
+
+
+def lazy_arrays(path: Path, prefix: str = "") -> LazyArrays:
+    """`read_arrays`, with each array read when it is asked for."""
+    with _read_errors(path):
         entries = read_entries(path)
-        for name, entry in entries.items():
-            if name.startswith(prefix) and entry.dtype not in DTYPE_NAMES.values():
-                raise DamagedError(
-                    f"{path} holds {name} as {entry.dtype}: expected float32 or float64"
-                )
-        return {
-            name: read_tensor(path, entry)
-            for name, entry in entries.items()
-            if name.startswith(prefix)
-        }
+    for name, entry in entries.items():
+        if name.startswith(prefix) and entry.dtype not in DTYPE_NAMES.values():
+            raise DamagedError(f"{path} holds {name} as {entry.dtype}: expected float32 or float64")
+    shapes = {name: entry.shape for name, entry in entries.items() if name.startswith(prefix)}
+    return LazyArrays(shapes, lambda name: read_tensor(path, entries[name]))
+
+
+def _read_errors(path: Path) -> AbstractContextManager[None]:
+    return explain_system_errors(path, lambda why: DamagedError(f"{path} cannot be read ({why})"))
 
 
 def read_entries(path: Path) -> dict[str, TensorEntry]:

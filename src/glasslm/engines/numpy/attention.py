@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.engines.numpy.ops import Array, New, dropout_mask
+from glasslm.engines.numpy.soft_cap import soft_cap
 
 # exp(60), summed over any context, stays far below the largest number of float32, exp(88).
 MAX_SAFE_EXPONENT = 60.0
@@ -67,14 +68,16 @@ def attention(
     new: New,
     window: int = 0,
     starts: NDArray[np.int64] | None = None,
+    softcap: float = 0.0,
 ) -> tuple[Array, Callable[[Array], Array]]:
     """softmax(q kᵀ / sqrt(Q) + bias, causal) v. arXiv:1706.03762, equation 1.
 
     qk (B, T, H + K, Q) queries followed by keys, v (B, T, K, Q), bias (H, T, T) -> (B, T, H, Q).
     `drop`: the share of the attention probabilities to drop, and row keys (B,). With a `window`,
     query i attends to the keys i - window < j <= i (arXiv:2004.05150, section 3.1); with `starts`
-    (B, T), the first position of each token's document, to keys j >= starts[i]. Overwrites the
-    queries by q / sqrt(Q). backward overwrites dout and returns one array of the gradients of
+    (B, T), the first position of each token's document, to keys j >= starts[i]. A `softcap` c
+    limits the scores to +-c, before the bias. Overwrites the queries by q / sqrt(Q). backward
+    overwrites dout and returns one array of the gradients of
     queries, keys and values, (B, T, H + 2K, Q).
 
     The exponentials e are kept unnormalized, with their row sums: so the division is done on (T, Q)
@@ -88,10 +91,14 @@ def attention(
     # (B, K, G, T, Q), and (B, K, 1, T, Q) for keys and values
     qh, kh, vh = split_heads(q, K), split_heads(k, K), split_heads(v, K)
     e = np.matmul(qh, kh.swapaxes(-1, -2), out=new((B, K, H // K, T, T)))
+    bound, softcap_back = _score_bound(q, k), None
+    if softcap:
+        e, softcap_back = soft_cap(e, softcap, new)
+        bound = min(bound, softcap)
     if bias is not None:
         e += bias.reshape(K, H // K, T, T)
     visible = visible_keys(T, e.dtype, window, starts)
-    rsum = _exponentiate(e, visible, is_bounded=_score_bound(q, k) <= MAX_SAFE_EXPONENT)
+    rsum = _exponentiate(e, visible, is_bounded=bound <= MAX_SAFE_EXPONENT)
     mask = None if drop is None else dropout_mask(e.shape, *drop, new)
     weights = e if mask is None else np.multiply(e, mask, out=new(e.shape))
     out = new((B, T, H, Q))
@@ -114,6 +121,8 @@ def attention(
             ds *= mask
         ds -= delta
         ds *= e
+        if softcap_back is not None:
+            ds = softcap_back(ds)
         _sum_groups(ds.swapaxes(-1, -2), qh, split_heads(dk, K))
         np.matmul(ds, kh, out=split_heads(dq, K))
         dq *= scale
@@ -146,16 +155,19 @@ def scores_and_weights(
     window: int,
     starts: NDArray[np.int64] | None,
     softmax: Callable[[Array], Array] | None = None,
+    softcap: float = 0.0,
 ) -> tuple[Array, Array]:
     """The scores and weights of `attention`, for inspection, (B, H, T, T) each.
 
     qk (B, T, H + K, Q), bias (H, T, T) -> q kᵀ / sqrt(Q), -inf where a key is hidden, and its
-    softmax with the bias. `softmax` replaces that of NumPy.
+    softmax with the bias. `softmax` replaces that of NumPy. Scores are those after a `softcap`.
     """
     B, T, heads, Q = qk.shape
     H = heads - K
     q, k = split_heads(qk[:, :, :H], K), split_heads(qk[:, :, H:], K)
     scores = (np.matmul(q, k.swapaxes(-1, -2)) * (1 / math.sqrt(Q))).reshape(B, H, T, T)
+    if softcap:
+        scores, _ = soft_cap(scores, softcap, functools.partial(np.empty, dtype=scores.dtype))
     visible = visible_keys(T, scores.dtype, window, starts)
     hidden_mask = visible.reshape(-1, 1, T, T) == 0
     scores[np.broadcast_to(hidden_mask, scores.shape)] = -np.inf

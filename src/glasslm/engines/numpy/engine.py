@@ -23,6 +23,7 @@ from glasslm.config.schema import DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.inspection import GRADIENT_PREFIX, Edit, require_edits, require_known_names
+from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.engines.numpy import ops, optimizer
 from glasslm.engines.numpy.blas_limit import one_blas_thread
 from glasslm.engines.numpy.buffer_pool import BufferPool
@@ -327,7 +328,7 @@ class NumpyEngine:
             if self.average:
                 yield f"{AVERAGE}/{name}", self.average[name]
 
-    def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
+    def load(self, state: State | LazyArrays, updates: int = 0, loss_scale: float = 1.0) -> None:
         """Engine.load."""
         weights, moments, averages = read_state(state, self.table, self.config.optimizer)
         self._moments = {}
@@ -337,8 +338,8 @@ class NumpyEngine:
         for name, array in weights.items():
             self.weights[name][...] = array
         if self.average:
-            for name, array in (weights | averages).items():
-                self.average[name][...] = array
+            for name, array in weights.items():
+                self.average[name][...] = averages.get(name, array)
         self.updates = updates
 
     def _map_on_threads(

@@ -35,9 +35,10 @@ FLASH_MIN_LENGTH = 512
 def uses_flash(c: ModelConfig, T: int) -> bool:
     """Whether attention over T positions is computed by tiles.
 
-    Tiles drop no probabilities, so attention dropout needs plain attention.
+    Tiles drop no probabilities and have no soft cap, so these need plain attention.
     """
-    is_long = T >= FLASH_MIN_LENGTH and not c.attention_dropout
+    needs_scores = c.attention_dropout or c.attention_softcap
+    is_long = T >= FLASH_MIN_LENGTH and not needs_scores
     return {"plain": False, "flash": True, "auto": is_long}[c.attention]
 
 

@@ -5,12 +5,13 @@ Letters: B rows, T positions, N = B T, H query heads, K key-value heads, Q head 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.config.schema import LayerKind
 from glasslm.engines.inspection import REPLACED_ATTENTION, Edit
 from glasslm.engines.numpy.attention import scores_and_weights
 from glasslm.engines.numpy.moe import Routing
@@ -54,7 +55,7 @@ class ForwardContext:
     penalties: tuple[float, float]
     routings: list[Routing]  # the statistics of the routers so far, layer by layer
     bias: Array | None  # (H, T, T) of the scores
-    rotation: tuple[Array, Array] | None  # cos and sin (T, H + K, Q)
+    rotations: Mapping[LayerKind, tuple[Array, Array]]  # cos and sin (T, H + K, R) by kind of layer
     recorder: ActivationRecorder | None
     starts: NDArray[np.int64] | None = None  # (B, T) positions where documents start
 
@@ -78,6 +79,7 @@ class ForwardContext:
         bias: ScoreBias,
         window: int,
         operations: Operations,
+        softcap: float = 0.0,
     ) -> None:
         """Record scores and weights (B, H, T, T), which are computed here for every kernel.
 
@@ -91,6 +93,6 @@ class ForwardContext:
             raise InputError(REPLACED_ATTENTION)
         positions = np.arange(self.T)
         dense = dense_bias(bias, positions, positions)
-        arrays = scores_and_weights(qk, K, dense, window, self.starts, softmax)
+        arrays = scores_and_weights(qk, K, dense, window, self.starts, softmax, softcap)
         for name, array in zip(names, arrays):
             self.recorder.record(name, array)

@@ -18,17 +18,18 @@ from typing import Any, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config.schema import Norm
 from glasslm.engines.cache_slots import CacheSlots
 from glasslm.engines.documents import continued_starts
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.attention import attention
+from glasslm.engines.numpy.inference_norms import FAST_NORMS, divide_by_rms
 from glasslm.engines.numpy.key_blocks import KeyBlocks, attend_by_blocks, fit_positions
 from glasslm.engines.numpy.kv_cache import KVCache
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.moe import mixture
 from glasslm.engines.numpy.ops import Array
 from glasslm.engines.numpy.positions import dense_bias
+from glasslm.engines.numpy.soft_cap import soft_cap
 
 MAX_TRANSPOSED_ROWS = 128  # up to so many rows, a product is faster transposed
 
@@ -46,10 +47,9 @@ class AttentionContext:
             "more tokens than the cache has room for"
         )
         self.positions = slice(slots.start, slots.end) if slots.uniform else slots.query_positions
-        self.rotation = self.table_rotation = model.rotation(self.positions)
-        if self.rotation:
-            cos, sin = self.rotation
-            self.rotation = cos, sin.reshape(*sin.shape[:-1], 2, -1)
+        self.rotations = {
+            kind: rotation(self.positions) for kind, rotation in model.rotations.items()
+        }
         self.softmax = model.operations.softmax
         has_own_attention = self.softmax is not None or model.operations.replaces_attention
         self.blocks = None
@@ -59,31 +59,41 @@ class AttentionContext:
             self.blocks = KeyBlocks(n_keys.tolist(), cache.block_size)
             self.key_count = self.blocks.key_count
             key_positions = fit_positions(key_positions, self.key_count)
-        self.bias = self.hidden_mask = None
-        S = self.key_count
+        self.bias = None
         bias = dense_bias(model.bias, slots.query_positions, key_positions)
         if bias is not None:
             K, G = c.n_kv_heads, c.n_heads // c.n_kv_heads
-            self.bias = bias.reshape(-1, K, G, T, S)
-        match c.mask:
-            case "causal":
-                window = 0
-            case "window":
-                window = c.window
-            case _:
-                assert_never(c.mask)
-        if T > 1 or len(tokens) > 1 or 0 < window < S or starts is not None:
-            offset = key_positions[..., None, :] - slots.query_positions[..., None]
-            hidden_mask = (offset > 0) | (key_positions[..., None, :] < 0)
-            if window:
-                hidden_mask |= offset <= -window
-            if starts is not None:
-                hidden_mask = hidden_mask | (key_positions[..., None, :] < starts[..., None])
-                cache._last_starts[...] = starts[:, -1]
-            if not slots.uniform:
-                # A row that reads nothing may have no visible key: then none of its keys is hidden.
-                hidden_mask &= (counts > 0)[:, None, None]
-            self.hidden_mask = hidden_mask.reshape(-1, 1, 1, T, S)
+            self.bias = bias.reshape(-1, K, G, T, self.key_count)
+        if starts is not None:
+            cache._last_starts[...] = starts[:, -1]
+        self.hidden_masks = {
+            kind: self._hidden_mask(c.kind_window(kind), key_positions, counts, starts)
+            for kind in c.layer_kinds
+        }
+        self.softcap, self.new = c.attention_softcap, model.empty
+
+    def _hidden_mask(
+        self,
+        window: int,
+        key_positions: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        starts: NDArray[np.int64] | None,
+    ) -> Array | None:
+        """(1 or B, 1, 1, T, S), True where a key is hidden; None where every key is visible."""
+        slots, S = self.slots, self.key_count
+        if not (slots.T > 1 or len(counts) > 1 or 0 < window < S or starts is not None):
+            return None
+        keys = key_positions[..., None, :]
+        offset = keys - slots.query_positions[..., None]
+        hidden_mask = (offset > 0) | (keys < 0)
+        if window:
+            hidden_mask |= offset <= -window
+        if starts is not None:
+            hidden_mask = hidden_mask | (keys < starts[..., None])
+        if not slots.uniform:
+            # A row that reads nothing may have no visible key: then none of its keys is hidden.
+            hidden_mask &= (counts > 0)[:, None, None]
+        return hidden_mask.reshape(-1, 1, 1, slots.T, S)
 
     def extend(self, cached: Array, new: Array) -> Array:
         """Write new (B, T, K, Q) into cached (B, K, size, Q); the visible keys (B, K, S, Q).
@@ -131,18 +141,41 @@ def read_tokens(
     if c.has_final_norm:
         x = _norm(model, w.arrays, "norm", x)
     logits = _product(model, x, w["embedding.weight" if c.tie_embeddings else "head.weight"])
+    if "head.bias" in w.arrays:
+        logits += w["head.bias"]
+    if c.logit_softcap:
+        logits, _ = soft_cap(logits, c.logit_softcap, model.empty)
     return logits.reshape(B, T, -1) if every else logits
 
 
 def _block(model: Model, i: int, x: Array, cache: KVCache, ctx: AttentionContext) -> Array:
     """x (N, D) -> (N, D)."""
-    weights, B = model.blocks[i], len(x) // ctx.slots.T
-    if model.config.has_final_norm:
-        x = x + _attention(model, i, _norm(model, weights, "attention_norm", x), cache, ctx)
-        x += _feedforward(model, i, _norm(model, weights, "feedforward_norm", x), B)
-        return x
-    x = _norm(model, weights, "attention_norm", x + _attention(model, i, x, cache, ctx))
-    return _norm(model, weights, "feedforward_norm", x + _feedforward(model, i, x, B))
+    c, weights, B = model.config, model.blocks[i], len(x) // ctx.slots.T
+    if not c.has_final_norm:
+        x = _norm(model, weights, "attention_norm", x + _attention(model, i, x, cache, ctx))
+        return _norm(model, weights, "feedforward_norm", x + _feedforward(model, i, x, B))
+    h = _norm(model, weights, "attention_norm", x)
+    attended = _output_norm(model, weights, "attention", _attention(model, i, h, cache, ctx))
+    match c.residual:
+        case "serial":
+            x = x + attended
+            h = _norm(model, weights, "feedforward_norm", x)
+        case "parallel":
+            h = _norm(model, weights, "feedforward_norm", x)
+            x = x + attended
+        case "parallel_one_norm":
+            x = x + attended
+        case _:
+            assert_never(c.residual)
+    x += _output_norm(model, weights, "feedforward", _feedforward(model, i, h, B))
+    return x
+
+
+def _output_norm(model: Model, weights: dict[str, Array], sublayer: str, y: Array) -> Array:
+    """The norm of a sublayer's output y (N, D), where the config has one."""
+    if model.config.norm_position != "sandwich":
+        return y
+    return _norm(model, weights, f"{sublayer}_output_norm", y)
 
 
 def _attention(model: Model, i: int, x: Array, cache: KVCache, ctx: AttentionContext) -> Array:
@@ -155,30 +188,37 @@ def _attention(model: Model, i: int, x: Array, cache: KVCache, ctx: AttentionCon
     qk = heads[:, :, : H + K]
     if c.qk_norm:
         qk = _qk_norm(model, i, qk)
-    if ctx.rotation:
-        qk = _rotate(model, qk, ctx)
+    kind = c.layer_kind(i)
+    if rotation := ctx.rotations.get(kind):
+        qk = _rotate(model, qk, rotation)
+    if c.query_factor != 1:
+        qk[:, :, :H] *= c.query_factor
     if model.operations.replaced and model.operations.replaces_attention:
         mixed = _whole_attention(model, i, qk, heads[:, :, H + K :], cache, ctx)
         return _linear(model, i, "attention.o", mixed.reshape(B * T, H * Q))
     keys = ctx.extend(cache.keys[i], qk[:, :, H:])
     values = ctx.extend(cache.values[i], heads[:, :, H + K :])
     q = qk[:, :, :H].reshape(B, T, K, H // K, Q).transpose(0, 2, 3, 1, 4)
-    mixed = attend(q, keys, values, ctx)
+    mixed = attend(q, keys, values, ctx, ctx.hidden_masks[kind])
     return _linear(model, i, "attention.o", mixed.transpose(0, 3, 1, 2, 4).reshape(B * T, H * Q))
 
 
-def attend(q: Array, keys: Array, values: Array, ctx: AttentionContext) -> Array:
+def attend(
+    q: Array, keys: Array, values: Array, ctx: AttentionContext, hidden_mask: Array | None
+) -> Array:
     """q (B, K, G, T, Q), keys and values (B, K, S, Q) -> (B, K, G, T, Q)."""
     if ctx.blocks is not None:
-        assert ctx.hidden_mask is not None
-        return attend_by_blocks(q, keys, values, ctx.blocks, ctx.bias, ctx.hidden_mask)
+        assert hidden_mask is not None
+        return attend_by_blocks(q, keys, values, ctx.blocks, ctx.bias, hidden_mask, ctx.softcap)
     keys, values = keys[:, :, None].swapaxes(-1, -2), values[:, :, None]
     scores = q @ keys  # (B, K, G, T, S)
     scores *= 1 / math.sqrt(q.shape[-1])
+    if ctx.softcap:
+        scores, _ = soft_cap(scores, ctx.softcap, ctx.new)
     if ctx.bias is not None:
         scores += ctx.bias
-    if ctx.hidden_mask is not None:
-        scores[np.broadcast_to(ctx.hidden_mask, scores.shape)] = -math.inf
+    if hidden_mask is not None:
+        scores[np.broadcast_to(hidden_mask, scores.shape)] = -math.inf
     if ctx.softmax is not None:
         return ctx.softmax(scores) @ values
     scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
@@ -193,25 +233,30 @@ def _qk_norm(model: Model, i: int, qk: Array) -> Array:
     gain, eps = model.qk_gain(f"blocks.{i}.attention"), model.config.norm_eps
     if norm := model.operations.replaced.get("rms_norm"):
         return norm(qk, gain, model.empty, eps)[0]
-    return _rms(qk, eps) * gain
+    return divide_by_rms(qk, eps) * gain
 
 
-def _rotate(model: Model, qk: Array, ctx: AttentionContext) -> Array:
-    """Queries and keys (B, T, H + K, Q), rotated by RoPE."""
-    assert ctx.rotation is not None
-    assert ctx.table_rotation is not None
+def _rotate(model: Model, qk: Array, rotation: tuple[Array, Array]) -> Array:
+    """Queries and keys (B, T, H + K, Q), their first R dimensions rotated by cos and sin."""
+    cos, sin = rotation
+    R = cos.shape[-1]
+    if qk.shape[-1] == R:
+        return _rotate_whole(model, qk, cos, sin)
+    return np.concatenate([_rotate_whole(model, qk[..., :R], cos, sin), qk[..., R:]], -1)
+
+
+def _rotate_whole(model: Model, x: Array, cos: Array, sin: Array) -> Array:
+    """x (B, T, heads, R), rotated by RoPE."""
     if apply_rope := model.operations.replaced.get("rope"):
-        cos, sin = ctx.table_rotation
         if cos.ndim == 3:
-            return apply_rope(qk, cos, sin, model.empty)[0]
-        rows = [apply_rope(qk[b : b + 1], cos[b], sin[b], model.empty)[0] for b in range(len(qk))]
+            return apply_rope(x, cos, sin, model.empty)[0]
+        rows = [apply_rope(x[b : b + 1], cos[b], sin[b], model.empty)[0] for b in range(len(x))]
         return np.concatenate(rows)
-    B, T, heads, Q = qk.shape
-    cos, sin = ctx.rotation
-    halves = qk.reshape(B, T, heads, 2, Q // 2)
-    qk = qk * cos
-    qk += (halves[..., ::-1, :] * sin).reshape(qk.shape)
-    return qk
+    B, T, heads, R = x.shape
+    halves = x.reshape(B, T, heads, 2, R // 2)
+    x = x * cos
+    x += (halves[..., ::-1, :] * sin.reshape(*sin.shape[:-1], 2, -1)).reshape(x.shape)
+    return x
 
 
 def _whole_attention(
@@ -286,7 +331,7 @@ def _linear(model: Model, i: int, name: str, x: Array) -> Array:
     """x (N, I) -> (N, O): a matrix or a stack of block i, with biases and adapters of its parts."""
     c, w = model.config, model.weights
     y = _product(model, x, model.blocks[i][f"{name}.weight"])
-    if c.bias or c.lora_rank:
+    if c.biased_modules or c.lora_rank:
         for part, columns in w.parts(f"blocks.{i}.{name}.weight"):
             if f"{part}.bias" in w.arrays:
                 y[:, columns] += w[f"{part}.bias"]
@@ -321,38 +366,3 @@ def _norm(model: Model, weights: dict[str, Array], name: str, x: Array) -> Array
     parameters = (weights.get(f"{name}.{word}") for word in words)
     y, _ = model.operations(op)(x, *parameters, model.empty, c.norm_eps)
     return y
-
-
-def _rms_norm(x: Array, weights: dict[str, Array], name: str, eps: float) -> Array:
-    y = _rms(x, eps)
-    y *= weights[f"{name}.weight"]
-    return y
-
-
-def _layer_norm(x: Array, weights: dict[str, Array], name: str, eps: float) -> Array:
-    y = _rms(x - x.mean(-1, keepdims=True), eps)
-    y *= weights[f"{name}.weight"]
-    if (bias := weights.get(f"{name}.bias")) is not None:
-        y += bias
-    return y
-
-
-# Norms in fewer calls of NumPy than the ops of training need:
-# x (N, D), weights, name, eps -> (N, D).
-FAST_NORMS: dict[Norm, Callable[[Array, dict[str, Array], str, float], Array]] = {
-    "rmsnorm": _rms_norm,
-    "layernorm": _layer_norm,
-}
-
-
-def _rms(x: Array, eps: float) -> Array:
-    """x (..., D) -> x / rms(x), (..., D)."""
-    if x.shape[0] == 1 and x.ndim == 2:
-        # One token at a time: arithmetic on a Python number is 4 times as fast.
-        square = float(np.vdot(x, x)) / x.shape[1]
-        return x * (1 / math.sqrt(square + eps))
-    scale = np.vecdot(x, x)[..., None]
-    scale /= x.shape[-1]
-    scale += eps
-    unit: Array = x / np.sqrt(scale)
-    return unit

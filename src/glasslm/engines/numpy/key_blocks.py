@@ -71,11 +71,18 @@ def fit_positions(key_positions: NDArray[np.int64], count: int) -> NDArray[np.in
 
 
 def attend_by_blocks(
-    q: Array, keys: Array, values: Array, blocks: KeyBlocks, bias: Array | None, hidden_mask: Any
+    q: Array,
+    keys: Array,
+    values: Array,
+    blocks: KeyBlocks,
+    bias: Array | None,
+    hidden_mask: Any,
+    softcap: float = 0.0,
 ) -> Array:
     """q (B, K, G, 1, Q), keys and values (B, K, S, Q) -> (B, K, G, 1, Q).
 
-    `bias` (..., S) is added to the scores; hidden_mask (..., S) marks the keys that are not seen.
+    `bias` (..., S) is added to the scores, after a `softcap`; hidden_mask (..., S) marks the keys
+    that are not seen.
     """
     B, K, G, _, Q = q.shape
     N, C = blocks.count, blocks.size
@@ -86,6 +93,10 @@ def attend_by_blocks(
     block_scores = scores.reshape(B, K, G, N, C).swapaxes(2, 3)  # a view
     for rows, part in blocks.products:
         np.matmul(q[rows], keys[rows, :, part], block_scores[rows, :, part])
+    if softcap:
+        scores *= 1 / softcap
+        np.tanh(scores, out=scores)
+        scores *= softcap
     if bias is not None:
         scores += bias
     np.copyto(scores, -math.inf, where=hidden_mask)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, assert_never
+from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,28 +23,26 @@ from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.attention import attention, rope
 from glasslm.engines.numpy.flash import flash_attention, uses_flash
 from glasslm.engines.numpy.forward_context import ActivationRecorder, ForwardContext
+from glasslm.engines.numpy.layers import Backward, Gradients, Layers
 from glasslm.engines.numpy.moe import Routing, mixture, round_up_sizes
 from glasslm.engines.numpy.operations import BUILT_IN, Operations
 from glasslm.engines.numpy.ops import Array, New
-from glasslm.engines.numpy.positions import POSITIONS, Rotation, dense_bias, tile_slopes
+from glasslm.engines.numpy.positions import POSITIONS, dense_bias, make_rotations, tile_slopes
+from glasslm.engines.numpy.soft_cap import soft_cap
 from glasslm.engines.numpy.weights import Weights
 from glasslm.engines.operation_call import call_site
 
-Gradients = dict[str, Array]
-# Takes the gradient of the output, adds the gradients of weights by name, and returns the gradient
-# of the input.
-Backward = Callable[[Array, Gradients], Array]
 Sublayer = Callable[[Array], tuple[Array, Backward]]
 
 
-class Model:
+class Model(Layers):
     """Forward and backward of the model. It computes with `weights` and never changes them."""
 
     def __init__(
         self, config: ModelConfig, weights: Weights, operations: Operations = BUILT_IN
     ) -> None:
-        self.config = c = config
-        self.weights, self.operations = weights, operations
+        super().__init__(config, weights, operations)
+        c = config
         self.blocks = [weights.select(f"blocks.{i}.") for i in range(c.n_layers)]
         dtype = weights.flat.dtype
         self.empty: New = partial(np.empty, dtype=dtype)  # for passes that keep nothing
@@ -53,7 +51,7 @@ class Model:
         self.position_vectors = tables.vectors(c, dtype) if tables.vectors else None
         if "position.weight" in weights.arrays:  # learned positions
             self.position_vectors = weights["position.weight"]
-        self.rotation = Rotation(c, dtype)
+        self.rotations = make_rotations(c, dtype)
 
     def forward(
         self,
@@ -70,10 +68,10 @@ class Model:
         """
         c, w = self.config, self.weights
         B, T = tokens.shape
-        bias, rotation = self.score_bias(T), self.rotation(slice(T))
-        starts = document_starts(c, tokens)
+        bias, starts = self.score_bias(T), document_starts(c, tokens)
+        rotations = {kind: rotation(slice(T)) for kind, rotation in self.rotations.items()}
         ctx = ForwardContext(
-            B, T, new, dropout_keys, penalties, [], bias, rotation, recorder, starts
+            B, T, new, dropout_keys, penalties, [], bias, rotations, recorder, starts
         )
         x, embed_back = self._embed(tokens.reshape(-1), ctx)
         ctx.record("embedding", x)
@@ -85,13 +83,14 @@ class Model:
                     block_backs.append(back)
             ctx.record(f"blocks.{i}", x)
         logits, readout_back = self._readout(x, new, ctx.record)
+        n_sublayers = len(block_backs) // c.n_layers
 
         def backward(dlogits: Array) -> Gradients:
             gradients: Gradients = {}
             dx = readout_back(dlogits, gradients)
             while block_backs:  # popping frees what a block kept as soon as its gradient is done
-                i = (len(block_backs) - 1) // 2
-                if len(block_backs) % 2 == 0:
+                i = (len(block_backs) - 1) // n_sublayers
+                if len(block_backs) % n_sublayers == 0:
                     ctx.record(f"{GRADIENT_PREFIX}blocks.{i}", dx)
                 with call_site(f"blocks.{i}"):
                     dx = block_backs.pop()(dx, gradients)
@@ -117,10 +116,13 @@ class Model:
             record("norm", x)
         head = "embedding" if self.config.tie_embeddings else "head"
         logits, head_back = self._linear(head, x, new)
+        cap, cap_back = self.config.logit_softcap, None
+        if cap:
+            logits, cap_back = soft_cap(logits, cap, new)
         record("logits", logits)
 
         def backward(dlogits: Array, gradients: Gradients) -> Array:
-            dx = head_back(dlogits, gradients)
+            dx = head_back(dlogits if cap_back is None else cap_back(dlogits), gradients)
             if norm_back is None:
                 return dx
             with call_site("norm"):
@@ -155,29 +157,46 @@ class Model:
 
         return x, backward
 
-    def sublayers(self, i: int, ctx: ForwardContext) -> tuple[Sublayer, Sublayer]:
-        """Attention and feed-forward of block i, each with its norm and residual connection."""
+    def sublayers(self, i: int, ctx: ForwardContext) -> tuple[Sublayer, ...]:
+        """Attention and feed-forward of block i, each with its norm and residual connection.
+
+        With a parallel residual connection they are one sublayer.
+        """
+        block, new = f"blocks.{i}", ctx.new
 
         def attend(x: Array) -> tuple[Array, Backward]:
-            return self._attention(f"blocks.{i}.attention", i, x, ctx)
+            return self._attention(f"{block}.attention", i, x, ctx)
 
-        def feed_forward(x: Array) -> tuple[Array, Backward]:
-            return self._feedforward(f"blocks.{i}.feedforward", i, x, ctx)
+        def feed(x: Array) -> tuple[Array, Backward]:
+            return self._feedforward(f"{block}.feedforward", i, x, ctx)
 
-        return (
-            lambda x: self._residual(f"blocks.{i}.attention_norm", attend, x, ctx.new),
-            lambda x: self._residual(f"blocks.{i}.feedforward_norm", feed_forward, x, ctx.new),
-        )
+        def both(x: Array) -> tuple[Array, Backward]:
+            return _add_sublayers(attend, feed, x)
+
+        norms = f"{block}.attention_norm", f"{block}.feedforward_norm"
+        residual = self.config.residual
+        match residual:
+            case "serial":
+                return (
+                    lambda x: self._residual(norms[0], attend, x, new),
+                    lambda x: self._residual(norms[1], feed, x, new),
+                )
+            case "parallel":
+                parts = (norms[0], attend), (norms[1], feed)
+                return (lambda x: self._parallel(parts, x, new),)
+            case "parallel_one_norm":
+                return (lambda x: self._residual(norms[0], both, x, new),)
+            case _:
+                assert_never(residual)
 
     def _residual(self, norm: str, inner: Sublayer, x: Array, new: New) -> tuple[Array, Backward]:
-        """pre: x + inner(norm(x)); post: norm(x + inner(x))."""
+        """pre: x + inner(norm(x)); post: norm(x + inner(x)); sandwich: x + norm(inner(norm(x)))."""
         if self.config.has_final_norm:
-            h, norm_back = self._norm(norm, x, new)
-            y, inner_back = inner(h)
+            y, inner_back = self._normed_sublayer(norm, inner, x, new)
             y += x
 
             def pre_backward(dy: Array, gradients: Gradients) -> Array:
-                dx = norm_back(inner_back(dy, gradients), gradients)
+                dx = inner_back(dy, gradients)
                 dx += dy
                 return dx
 
@@ -195,6 +214,41 @@ class Model:
 
         return y, post_backward
 
+    def _normed_sublayer(
+        self, norm: str, inner: Sublayer, x: Array, new: New
+    ) -> tuple[Array, Backward]:
+        """inner(norm(x)), and in a sandwich the norm of that; backward never overwrites dy."""
+        h, norm_back = self._norm(norm, x, new)
+        y, inner_back = inner(h)
+        if self.config.norm_position != "sandwich":
+            return y, lambda dy, gradients: norm_back(inner_back(dy, gradients), gradients)
+        out, out_back = self._norm(f"{norm.removesuffix('_norm')}_output_norm", y, new)
+
+        def backward(dy: Array, gradients: Gradients) -> Array:
+            copied = new(dy.shape)  # the norm overwrites it, and the residual connection needs dy
+            copied[...] = dy
+            return norm_back(inner_back(out_back(copied, gradients), gradients), gradients)
+
+        return out, backward
+
+    def _parallel(
+        self, parts: tuple[tuple[str, Sublayer], ...], x: Array, new: New
+    ) -> tuple[Array, Backward]:
+        """x + attention(norm(x)) + feedforward(norm'(x)). arXiv:2204.06745, section 2.1."""
+        (y, attention_back), (fed, feedforward_back) = (
+            self._normed_sublayer(norm, inner, x, new) for norm, inner in parts
+        )
+        y += fed
+        y += x
+
+        def backward(dy: Array, gradients: Gradients) -> Array:
+            dx = feedforward_back(dy, gradients)
+            dx += attention_back(dy, gradients)
+            dx += dy
+            return dx
+
+        return y, backward
+
     def _attention(
         self, prefix: str, layer: int, x: Array, ctx: ForwardContext
     ) -> tuple[Array, Backward]:
@@ -206,20 +260,27 @@ class Model:
         if c.qk_norm:
             qk_norm = self.operations(ops.rms_norm)
             qk, qk_norm_back = qk_norm(qk, self.qk_gain(prefix), new, c.norm_eps)
-        if ctx.rotation:
-            qk, rope_back = self.operations(rope)(qk, *ctx.rotation, new)
-        ctx.record_attention(prefix, qk, K, self.bias, self._window(), self.operations)
+        rotation = ctx.rotations.get(kind := c.layer_kind(layer))
+        if rotation:
+            qk, rope_back = self._rotate(qk, rotation, new)
+        if c.query_factor != 1:
+            qk[:, :, :H] *= c.query_factor
+        window = c.kind_window(kind)
+        ctx.record_attention(
+            prefix, qk, K, self.bias, window, self.operations, c.attention_softcap
+        )
         drop = None
         if ctx.dropout_keys and c.attention_dropout:
             site = sites.site_number(layer, sites.PROBABILITIES)
             drop = (c.attention_dropout, ctx.dropout_keys(site))
-        window = self._window()
         if self.uses_flash(T):
             mixed, attention_back = flash_attention(
                 qk, v, tile_slopes(self.bias), window, new, starts=ctx.starts
             )
         else:
             attend = self.operations(attention)
+            if c.attention_softcap:
+                attend = partial(attend, softcap=c.attention_softcap)
             mixed, attention_back = attend(qk, v, ctx.bias, drop, new, window, ctx.starts)
         ctx.record(f"{prefix}.heads", mixed.reshape(B * T, H, Q))
         y, o_back = self._linear(f"{prefix}.o", mixed.reshape(B * T, H * Q), new)
@@ -230,8 +291,10 @@ class Model:
             dmixed = o_back(dropout_back(dy), gradients)
             dheads = attention_back(dmixed.reshape(B, T, H, Q))
             dqk = dheads[:, :, : H + K]
-            if ctx.rotation:
-                rope_back(dqk)
+            if c.query_factor != 1:
+                dqk[:, :, :H] *= c.query_factor
+            if rotation:
+                rope_back(dqk[..., : c.rotary_size])
             if c.qk_norm:
                 dqk[...], dgain = qk_norm_back(dqk)
                 gradients[f"{prefix}.q_norm.weight"] = dgain[:H].sum(0)
@@ -240,13 +303,17 @@ class Model:
 
         return y, backward
 
-    def qk_gain(self, prefix: str) -> Array:
-        """(H + K, Q): the gain of the queries, then that of the keys, repeated for each head."""
-        c, w = self.config, self.weights
-        gains = [w[f"{prefix}.q_norm.weight"]] * c.n_heads + [
-            w[f"{prefix}.k_norm.weight"]
-        ] * c.n_kv_heads
-        return np.stack(gains)
+    def _rotate(
+        self, qk: Array, rotation: tuple[Array, Array], new: New
+    ) -> tuple[Array, Callable[[Array], Array]]:
+        """qk (B, T, H + K, Q) with the first R dimensions of each head rotated. Overwrites qk."""
+        apply_rope, R = self.operations(rope), self.config.rotary_size
+        if qk.shape[-1] == R:
+            return apply_rope(qk, *rotation, new)
+        rotated, back = apply_rope(qk[..., :R], *rotation, new)
+        qk[..., :R] = rotated
+        return qk, back
+
 
     def score_bias(self, T: int) -> Array | None:
         """ALiBi's bias (H, T, T); None for other positions and with flash attention."""
@@ -257,17 +324,6 @@ class Model:
     def uses_flash(self, T: int) -> bool:
         """Whether attention over T positions is computed by tiles, which nothing can replace."""
         return "attention" not in self.operations and uses_flash(self.config, T)
-
-    def _window(self) -> int:
-        """The window of the mask, for attention over a whole text; 0: the causal mask."""
-        mask = self.config.mask
-        match mask:
-            case "causal":
-                return 0
-            case "window":
-                return self.config.window
-            case _:
-                assert_never(mask)
 
     def _feedforward(
         self, prefix: str, layer: int, x: Array, ctx: ForwardContext
@@ -322,76 +378,15 @@ class Model:
 
         return y, backward
 
-    def _linear(self, name: str, x: Array, new: New) -> tuple[Array, Backward]:
-        """x (N, I) -> (N, O): a matrix, or a stack of several, with the biases of its parts."""
-        if self.config.lora_rank:
-            return self._linear_with_adapters(name, x, new)
-        linear = self.operations(ops.linear)
-        y, linear_back = linear(x, self.weights[f"{name}.weight"], new)
-        biases = self._add_biases(name, y)
 
-        def backward(dy: Array, gradients: Gradients) -> Array:
-            for bias, columns in biases:
-                gradients[bias] = dy[:, columns].sum(0)
-            dx, gradients[f"{name}.weight"] = linear_back(dy)
-            return dx
+def _add_sublayers(first: Sublayer, second: Sublayer, x: Array) -> tuple[Array, Backward]:
+    """first(x) + second(x)."""
+    (y, first_back), (added, second_back) = first(x), second(x)
+    y += added
 
-        return y, backward
+    def backward(dy: Array, gradients: Gradients) -> Array:
+        dx = second_back(dy, gradients)
+        dx += first_back(dy, gradients)
+        return dx
 
-    def _linear_with_adapters(self, name: str, x: Array, new: New) -> tuple[Array, Backward]:
-        """As _linear, with frozen weights plus the adapters of the parts that have one."""
-        c, w = self.config, self.weights
-        y, linear_back = ops.frozen_linear(x, w[f"{name}.weight"], new)
-        self._add_biases(name, y)
-        adapters = []
-        for part, columns in w.parts(f"{name}.weight"):
-            a, b = f"{part}.lora_a", f"{part}.lora_b"
-            if a in w.arrays:
-                added, adapter_back = ops.adapter(x, w[a], w[b], c.lora_alpha / c.lora_rank, new)
-                y[:, columns] += added
-                adapters.append((a, b, columns, adapter_back))
-
-        def backward(dy: Array, gradients: Gradients) -> Array:
-            dx = linear_back(dy)
-            for a, b, columns, adapter_back in adapters:
-                dx_adapter, gradients[a], gradients[b] = adapter_back(dy[:, columns])
-                dx += dx_adapter
-            return dx
-
-        return y, backward
-
-    def _add_biases(self, name: str, y: Array) -> list[tuple[str, slice]]:
-        """Add to y (N, O) the biases of the parts of a stack; their names and columns."""
-        w = self.weights
-        biases = [
-            (f"{part}.bias", columns)
-            for part, columns in w.parts(f"{name}.weight")
-            if f"{part}.bias" in w.arrays
-        ]
-        for bias, columns in biases:
-            y[:, columns] += w[bias]
-        return biases
-
-    def _norm(self, name: str, x: Array, new: New) -> tuple[Array, Backward]:
-        """x (N, D) -> (N, D): the norm of the config, with the weights `name` of the table."""
-        norm = ops.NORMS[self.config.norm]
-        keys = [f"{name}.{word}" for word in norm.parameters]
-        parameters = [self.weights.arrays.get(key) for key in keys]
-        apply_norm = self.operations(norm.op)
-        y, norm_back = apply_norm(x, *parameters, new, self.config.norm_eps)
-
-        def backward(dy: Array, gradients: Gradients) -> Array:
-            dx, *dparameters = norm_back(dy)
-            for key, gradient in zip(keys, dparameters):
-                if key in self.weights.arrays:
-                    gradients[key] = gradient
-            return dx
-
-        return y, backward
-
-    def _dropout(
-        self, x: Array, site: int, ctx: ForwardContext
-    ) -> tuple[Array, Callable[[Array], Any]]:
-        if not (self.config.dropout and ctx.dropout_keys):
-            return x, lambda dy: dy
-        return ops.dropout(x, self.config.dropout, ctx.dropout_keys(site), ctx.new)
+    return y, backward

@@ -111,6 +111,13 @@ def rms_norm(
     return y, backward
 
 
+def rms_norm_1p(
+    x: Array, w: Array, new: New, eps: float
+) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+    """x (..., D) -> (1 + w) x / rms(x) (..., D), as in Gemma. backward overwrites dy."""
+    return rms_norm(x, w + 1, new, eps)
+
+
 def layer_norm(
     x: Array, gain: Array, bias: Array | None, new: New, eps: float
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
@@ -164,6 +171,7 @@ class NormOp(NamedTuple):
 NORMS: dict[Norm, NormOp] = {
     "rmsnorm": NormOp(rms_norm, ("weight",)),
     "layernorm": NormOp(layer_norm, ("weight", "bias")),
+    "rmsnorm1p": NormOp(rms_norm_1p, ("weight",)),
     "none": NormOp(_no_norm, ()),
 }
 
@@ -194,6 +202,30 @@ def gelu(x: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
         inner *= 0.5
         inner *= dy
         return inner
+
+    return y, backward
+
+
+def gelu_exact(x: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
+    """x (1 + erf(x / sqrt(2))) / 2, any shape: x times the normal cdf. arXiv:1606.08415."""
+    from scipy.special import erf
+
+    cdf = np.multiply(x, math.sqrt(0.5), out=new(x.shape))
+    erf(cdf, out=cdf)
+    cdf += 1
+    cdf *= 0.5
+    y = np.multiply(x, cdf, out=new(x.shape))
+
+    def backward(dy: Array) -> Array:
+        # dy (cdf + x pdf), where pdf = exp(-x² / 2) / sqrt(2 pi)
+        slope = np.multiply(x, x, out=new(x.shape))
+        slope *= -0.5
+        np.exp(slope, out=slope)
+        slope *= 1 / math.sqrt(2 * math.pi)
+        slope *= x
+        slope += cdf
+        slope *= dy
+        return slope
 
     return y, backward
 
@@ -245,7 +277,9 @@ Unary = Callable[[Array, New], tuple[Array, Callable[[Array], Array]]]
 ACTIVATIONS: dict[FeedForward, Unary] = {
     "swiglu": silu,
     "geglu": gelu,
+    "geglu_exact": gelu_exact,
     "gelu": gelu,
+    "gelu_exact": gelu_exact,
     "relu": relu,
     "relu2": relu2,
 }

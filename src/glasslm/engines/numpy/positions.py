@@ -11,10 +11,10 @@ from typing import NamedTuple, TypeAlias, assert_never
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from glasslm.config.schema import ModelConfig, Position
+from glasslm.config.schema import LayerKind, ModelConfig, Position
 from glasslm.engines.numpy.attention import alibi_bias
 from glasslm.engines.numpy.ops import Array
-from glasslm.engines.positions import alibi_slopes, rope_cos_sin, sinusoids
+from glasslm.engines.positions import MIN_TABLE_POSITIONS, alibi_slopes, layer_cos_sin, sinusoids
 from glasslm.model.parameters import INIT_STD
 
 
@@ -61,9 +61,11 @@ class PositionTables(NamedTuple):
 
     # -> (block_size, D), which is added to the embeddings
     vectors: Callable[[ModelConfig, DTypeLike], Array] | None = None
-    # config, positions (...), heads, dtype -> cos and sin (..., heads, Q), which rotate q and k
+    # config, kind of layer, positions (...), heads, dtype -> cos and sin (..., heads, R), which
+    # rotate the first R dimensions of q and k
     rotation: (
-        Callable[[ModelConfig, NDArray[np.int64], int, DTypeLike], tuple[Array, Array]] | None
+        Callable[[ModelConfig, LayerKind, NDArray[np.int64], int, DTypeLike], tuple[Array, Array]]
+        | None
     ) = None
     # -> what is added to the scores
     bias: Callable[[ModelConfig, DTypeLike], ScoreBias] | None = None
@@ -71,14 +73,6 @@ class PositionTables(NamedTuple):
 
 def _sinusoids(c: ModelConfig, dtype: DTypeLike) -> Array:
     return sinusoids(c.block_size, c.d_model, INIT_STD, dtype)
-
-
-def _rotation(
-    c: ModelConfig, positions: NDArray[np.int64], heads: int, dtype: DTypeLike
-) -> tuple[Array, Array]:
-    return rope_cos_sin(
-        positions, heads, c.head_size, dtype, c.rope_scaling, c.rope_factor, c.rope_base
-    )
 
 
 def _alibi(c: ModelConfig, dtype: DTypeLike) -> ScoreBias:
@@ -90,30 +84,43 @@ POSITIONS: dict[Position, PositionTables] = {
     "none": PositionTables(),
     "learned": PositionTables(),
     "sinusoidal": PositionTables(vectors=_sinusoids),
-    "rope": PositionTables(rotation=_rotation),
+    "rope": PositionTables(rotation=layer_cos_sin),
     "alibi": PositionTables(bias=_alibi),
 }
 
 
 class Rotation:
-    """The cos and sin of a model's RoPE: a table up to the context length, computed beyond it."""
+    """The cos and sin of the RoPE of one kind of layer.
 
-    def __init__(self, c: ModelConfig, dtype: DTypeLike) -> None:
-        self.config, self.dtype = c, dtype
-        self.table = self._compute(np.arange(c.block_size))
+    A table holds those of the positions read so far, up to the context length; beyond it they are
+    computed each time.
+    """
 
-    def __call__(self, positions: slice | NDArray[np.int64]) -> tuple[Array, Array] | None:
-        """cos and sin (..., H + K, Q) of positions (...); None unless they rotate q and k."""
-        if self.table is None:
-            return None
+    def __init__(self, c: ModelConfig, kind: LayerKind, dtype: DTypeLike) -> None:
+        self.config, self.kind, self.dtype = c, kind, dtype
+        self.table = self._compute(np.arange(min(MIN_TABLE_POSITIONS, c.block_size)))
+
+    def __call__(self, positions: slice | NDArray[np.int64]) -> tuple[Array, Array]:
+        """cos and sin (..., H + K, R) of positions (...)."""
         end = positions.stop if isinstance(positions, slice) else int(positions.max()) + 1
         cos, sin = self.table
+        if len(cos) < end <= self.config.block_size:
+            grown = min(self.config.block_size, 2 * end)
+            self.table = cos, sin = self._compute(np.arange(grown))
         if end <= len(cos):
             return cos[positions], sin[positions]
         if isinstance(positions, slice):
             positions = np.arange(positions.start or 0, end)
         return self._compute(positions)
 
-    def _compute(self, positions: NDArray[np.int64]) -> tuple[Array, Array] | None:
+    def _compute(self, positions: NDArray[np.int64]) -> tuple[Array, Array]:
         c, rotation = self.config, POSITIONS[self.config.position].rotation
-        return rotation(c, positions, c.n_heads + c.n_kv_heads, self.dtype) if rotation else None
+        assert rotation is not None, f"{c.position} positions do not rotate"
+        return rotation(c, self.kind, positions, c.n_heads + c.n_kv_heads, self.dtype)
+
+
+def make_rotations(c: ModelConfig, dtype: DTypeLike) -> dict[LayerKind, Rotation]:
+    """The rotation of each kind of layer that has one."""
+    if POSITIONS[c.position].rotation is None:
+        return {}
+    return {kind: Rotation(c, kind, dtype) for kind in c.layer_kinds if kind != "n"}

@@ -16,10 +16,11 @@ from glasslm.config.schema import AttentionName, ModelConfig
 from glasslm.engines.torch.kv_cache import CacheView
 from glasslm.engines.torch.layers import (
     Replaceable,
-    RMSNorm,
     dropout_mask,
     is_compiling_for_cpu,
+    make_head_norm,
     make_linear,
+    soft_cap,
     upcast,
 )
 from glasslm.engines.torch.operations import TensorOperation
@@ -35,9 +36,9 @@ class SiteDropout(NamedTuple):
 
 
 class AttentionContext(NamedTuple):
-    """The positions, masks and dropout of attention, the same in every block."""
+    """The positions, masks and dropout of attention, the same in all blocks of one kind."""
 
-    rotation: tuple[Tensor, Tensor] | None  # RoPE's cos and sin, (T, 1, Q) or (B, T, 1, Q) each
+    rotation: tuple[Tensor, Tensor] | None  # RoPE's cos and sin, (T, 1, R) or (B, T, 1, R) each
     # ALiBi's addend to the scores, (H, T, S) or (B, H, T, S), -inf where a key is masked
     bias: Tensor | None
     # (1, T, S) or (B, 1, T, S), True where a key is masked; None: the causal mask, or no mask
@@ -48,6 +49,7 @@ class AttentionContext(NamedTuple):
     window: int = 0
     dropout: SiteDropout | None = None  # of the attention probabilities
     starts: Tensor | None = None  # (B, T) first positions of the tokens' documents; None: no mask
+    softcap: float = 0.0  # limit of the scores; 0: none
 
 
 class Attention(Replaceable):
@@ -58,12 +60,13 @@ class Attention(Replaceable):
         self.layer, self.head_size = layer, c.head_size
         self.heads, self.kv_heads = c.n_heads, c.n_kv_heads
         HQ, KQ = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
-        self.q = make_linear(c, "q", c.d_model, HQ, bias=c.bias)
-        self.k = make_linear(c, "k", c.d_model, KQ)  # no bias: without RoPE softmax cancels it
-        self.v = make_linear(c, "v", c.d_model, KQ, bias=c.bias)
-        self.q_norm = RMSNorm(c.head_size, c.norm_eps) if c.qk_norm else None
-        self.k_norm = RMSNorm(c.head_size, c.norm_eps) if c.qk_norm else None
-        self.o = make_linear(c, "o", HQ, c.d_model, bias=c.bias)
+        self.query_factor, self.softcap = c.query_factor, c.attention_softcap
+        biased = c.biased_modules
+        self.q = make_linear(c, "q", c.d_model, HQ, bias="q" in biased)
+        self.k = make_linear(c, "k", c.d_model, KQ, bias="k" in biased)
+        self.v = make_linear(c, "v", c.d_model, KQ, bias="v" in biased)
+        self.q_norm, self.k_norm = make_head_norm(c), make_head_norm(c)
+        self.o = make_linear(c, "o", HQ, c.d_model, bias="o" in biased)
 
     def forward(
         self, x: Tensor, context: AttentionContext, view: CacheView | None = None
@@ -77,6 +80,7 @@ class Attention(Replaceable):
         if view is not None:
             k, v = view.extend(self.layer, k, v)
         softmax = self.operations.get("softmax")
+        context = context._replace(softcap=self.softcap)
         if view is None or view.row_keys is None:
             y = attention(q, k, v, context, softmax)
         else:
@@ -116,15 +120,21 @@ class Attention(Replaceable):
         if context.rotation is not None:
             replaced = self.operations.get("rope")
             q, k = (rotate(heads, *context.rotation, replaced) for heads in (q, k))
+        if self.query_factor != 1:
+            q = q * self.query_factor
         return q.transpose(1, 2), k.transpose(1, 2), v
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, replaced: TensorOperation | None = None) -> Tensor:
-    """The pairs (j, j + Q / 2) of x (B, T, heads, Q), rotated by RoPE: (B, T, heads, Q).
+    """The pairs (j, j + R / 2) of x (B, T, heads, Q), rotated by RoPE: (B, T, heads, Q).
 
-    cos and sin (T, 1, Q) or (B, T, 1, Q); sin is negative in the first half. arXiv:2104.09864, with
-    halves as in Hugging Face's Llama. `replaced` computes it with cos and sin (T, Q / 2).
+    cos and sin (T, 1, R) or (B, T, 1, R); sin is negative in the first half, and the dimensions
+    after R are not rotated. arXiv:2104.09864, with halves as in Hugging Face's Llama. `replaced`
+    computes it with cos and sin (T, R / 2).
     """
+    R = cos.shape[-1]
+    if x.shape[-1] != R:
+        return torch.cat([rotate(x[..., :R], cos, sin, replaced), x[..., R:]], -1)
     if replaced is not None:
         half = x.shape[-1] // 2
         cos, sin = (table[..., 0, half:].to(x.dtype) for table in (cos, sin))
@@ -146,6 +156,8 @@ def attention(
 
     `softmax`, of a file, takes the place of PyTorch's.
     """
+    if context.softcap:  # no fused kernel has it
+        return attention_with_softmax(q, k, v, context, lambda scores: torch.softmax(scores, -1))
     if softmax is not None:
         return attention_with_softmax(q, k, v, context, softmax)
     match context.algorithm:
@@ -207,6 +219,8 @@ def attention_with_softmax(
     S = k.size(2)
     k, v = (x.repeat_interleave(H // x.size(1), 1) for x in (k, v))
     scores = upcast((q * Q**-0.5) @ k.mT)
+    if context.softcap:
+        scores = soft_cap(scores, context.softcap)
     if context.bias is not None:
         scores = scores + context.bias
     if context.hidden_mask is not None:
@@ -231,6 +245,8 @@ def scores_and_weights(
     """
     H, T, Q = q.shape[1:]
     scores = upcast(q @ k.repeat_interleave(H // k.size(1), 1).mT) * Q**-0.5
+    if context.softcap:
+        scores = soft_cap(scores, context.softcap)
     position = torch.arange(T, device=q.device)
     hidden_mask = _hidden_mask(position, position, context.window, context.starts)
     scores = scores.masked_fill(hidden_mask, -math.inf)

@@ -26,6 +26,7 @@ from glasslm.config.conversion import from_dict, to_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.library_call import run_interruptibly
 from glasslm.engines.inspection import Edit
+from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.engines.operations import admit, find_operations, operations_from_text
 from glasslm.engines.protocol import Array, Batch, Losses, State, Update
 from glasslm.engines.resources import count_ranks, require_divisible, thread_count
@@ -102,8 +103,8 @@ class LeaderEngine:
             broadcast_call({"method": "state"})
             yield from self._engine.state()
 
-    def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
-        entries = dict(state)
+    def load(self, state: State | LazyArrays, updates: int = 0, loss_scale: float = 1.0) -> None:
+        entries = dict(state.items() if isinstance(state, LazyArrays) else state)
         with explain_group_failure():
             numbers = {"updates": updates, "loss_scale": loss_scale}
             broadcast_call(

@@ -22,6 +22,7 @@ from glasslm.config.schema import DeviceName, EngineName, Precision, RunConfig
 from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.dropout import row_keys, site_number
 from glasslm.engines.inspection import GRADIENT_PREFIX, Edit, require_edits, require_known_names
+from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.engines.objective import coefficients
 from glasslm.engines.operation_call import call_site
 from glasslm.engines.protocol import Batch, Losses, State, Update
@@ -358,7 +359,7 @@ class TorchEngine:
 
     @memory_errors()
     @torch.no_grad()
-    def load(self, state: State, updates: int = 0, loss_scale: float = 1.0) -> None:
+    def load(self, state: State | LazyArrays, updates: int = 0, loss_scale: float = 1.0) -> None:
         """Engine.load, of arrays in the shapes of the table."""
         weights, moments, averages = read_state(state, self.table, self.config.optimizer)
         for name, parameter in self.parameters.items():

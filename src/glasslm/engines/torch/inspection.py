@@ -123,6 +123,7 @@ class ActivationRecorder:
             if "attention" in module.operations:
                 raise InputError(REPLACED_ATTENTION)
             q, k, _ = module.project_heads(x, context)
+            context = context._replace(softcap=module.softcap)
             tensors = scores_and_weights(q, k, context, module.operations.get("softmax"))
             for part, tensor in zip(("scores", "weights"), tensors):
                 self._record(f"{name}.{part}", tensor)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -102,9 +102,21 @@ class RMSNorm(nn.RMSNorm, Replaceable):
     def forward(self, x: Tensor) -> Tensor:
         if (replaced := self.operations.get("rms_norm")) is not None:
             rows = upcast(x)
-            gain = self.weight.to(rows.dtype)
+            gain = self.gain().to(rows.dtype)
             return apply_to_rows(replaced, rows, gain, eps=self.eps).to(x.dtype)
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        return F.rms_norm(x, self.normalized_shape, self.gain().to(x.dtype), self.eps)
+
+    def gain(self) -> Tensor:
+        """What the normalized input is multiplied by, (D,)."""
+        return self.weight
+
+
+@final
+class RMSNorm1p(RMSNorm):
+    """x (..., D) -> (..., D): RMSNorm with the gain 1 + weight, as in Gemma."""
+
+    def gain(self) -> Tensor:
+        return self.weight + 1
 
 
 class LayerNorm(nn.LayerNorm, Replaceable):
@@ -127,7 +139,8 @@ class LayerNorm(nn.LayerNorm, Replaceable):
 
 NORMS: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "rmsnorm": lambda c: RMSNorm(c.d_model, c.norm_eps),
-    "layernorm": lambda c: LayerNorm(c.d_model, c.norm_eps, c.bias),
+    "layernorm": lambda c: LayerNorm(c.d_model, c.norm_eps, "norm" in c.biased_modules),
+    "rmsnorm1p": lambda c: RMSNorm1p(c.d_model, c.norm_eps),
     "none": lambda c: nn.Identity(),
 }
 
@@ -135,6 +148,14 @@ NORMS: dict[str, Callable[[ModelConfig], nn.Module]] = {
 def make_norm(c: ModelConfig) -> nn.Module:
     """The norm that the config names, (..., D) -> (..., D)."""
     return NORMS[c.norm](c)
+
+
+def make_head_norm(c: ModelConfig) -> RMSNorm | None:
+    """The norm of queries or keys over a head, with the kind of gain of the other norms."""
+    if not c.qk_norm:
+        return None
+    kind = RMSNorm1p if c.norm == "rmsnorm1p" else RMSNorm
+    return kind(c.head_size, c.norm_eps)
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -151,8 +172,19 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def gelu_exact(x: Tensor) -> Tensor:
+    """GELU with erf, any shape. arXiv:1606.08415."""
+    return F.gelu(x)
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """cap tanh(x / cap), any shape. arXiv:2408.00118."""
+    return cap * torch.tanh(x / cap)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "swiglu": F.silu, "geglu": gelu, "gelu": gelu, "relu": F.relu, "relu2": relu2,
+    "swiglu": F.silu, "geglu": gelu, "geglu_exact": gelu_exact, "gelu": gelu,
+    "gelu_exact": gelu_exact, "relu": F.relu, "relu2": relu2,
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glasslm.config.schema import ModelConfig
+from glasslm.config.schema import LayerKind, ModelConfig
 from glasslm.engines import dropout as sites
 from glasslm.engines.documents import end_token
 from glasslm.engines.torch.attention import Attention, AttentionContext, SiteDropout
@@ -28,6 +28,7 @@ from glasslm.engines.torch.layers import (
     dropout,
     make_linear,
     make_norm,
+    soft_cap,
 )
 from glasslm.engines.torch.moe import MixtureOfExperts, Routing
 from glasslm.engines.torch.operations import BUILT_IN, Operations
@@ -56,7 +57,7 @@ class Transformer(nn.Module):
         if c.has_final_norm:
             self.norm = make_norm(c)
         if not c.tie_embeddings:
-            self.head = Linear(c.d_model, vocab_size, bias=False)
+            self.head = Linear(c.d_model, vocab_size, bias="head" in c.biased_modules)
         self.operations = operations
         for name, module in self.named_modules():
             if operations and isinstance(module, Replaceable):
@@ -83,12 +84,12 @@ class Transformer(nn.Module):
             x = x * math.sqrt(c.d_model)
         x = self.position.add_to(x, slice(T) if view is None else view.positions)
         x = _drop(x.to(self.dtype), c, keys, sites.EMBEDDING_SITE)
-        context = self._attention_context(tokens, view)
+        contexts = self._attention_contexts(tokens, view)
         routings = []
         for layer, block in enumerate(self.blocks):
             first = sites.site_number(layer, 0)
             block_keys = None if keys is None else keys[first : first + BLOCK_SITES]
-            x, routing = block(x, context, block_keys, view)
+            x, routing = block(x, contexts[c.layer_kind(layer)], block_keys, view)
             if routing is not None:
                 routings.append(routing)
         return self.norm(x) if c.has_final_norm else x, routings
@@ -99,25 +100,39 @@ class Transformer(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """The output of `hidden_states`, (..., D) -> logits (..., V)."""
-        head = self.embedding if self.config.tie_embeddings else self.head
+        c = self.config
+        head = self.embedding if c.tie_embeddings else self.head
         if (replaced := self.operations.at("head").get("linear")) is not None:
-            return apply_to_rows(replaced, x, head.weight.to(x.dtype))
-        return torch.nn.functional.linear(x, head.weight.to(x.dtype))
+            logits = apply_to_rows(replaced, x, head.weight.to(x.dtype))
+        else:
+            logits = torch.nn.functional.linear(x, head.weight.to(x.dtype))
+        if isinstance(head, Linear) and head.bias is not None:
+            logits = logits + head.bias.to(x.dtype)
+        return soft_cap(logits, c.logit_softcap) if c.logit_softcap else logits
 
-    def _attention_context(self, tokens: Tensor, view: CacheView | None) -> AttentionContext:
-        """The rotation, mask and bias of new tokens (B, T), the same in every block."""
-        c, T = self.config, tokens.shape[1]
-        text = torch.arange(T, device=self.embedding.weight.device)
+    def _attention_contexts(
+        self, tokens: Tensor, view: CacheView | None
+    ) -> dict[LayerKind, AttentionContext]:
+        """The rotation, mask and bias of new tokens (B, T), by the kind of layer."""
+        text = torch.arange(tokens.shape[1], device=self.embedding.weight.device)
         queries, keys = (text, text) if view is None else (view.positions, view.key_positions)
-        S = keys.shape[-1]
         starts = self._document_starts(tokens) if view is None else view.starts
-        match c.mask:
-            case "causal":
-                window = 0
-            case "window":
-                window = c.window
-            case _:
-                assert_never(c.mask)
+        return {
+            kind: self._attention_context(kind, queries, keys, starts, view)
+            for kind in self.config.layer_kinds
+        }
+
+    def _attention_context(
+        self,
+        kind: LayerKind,
+        queries: Tensor,
+        keys: Tensor,
+        starts: Tensor | None,
+        view: CacheView | None,
+    ) -> AttentionContext:
+        """The context of one kind of layer: queries (T,) or (B, T), keys (S,) or (B, S)."""
+        c, T, S = self.config, queries.shape[-1], keys.shape[-1]
+        window = c.kind_window(kind)
         # No mask is needed for a single token that attends to every key, nor for a whole text
         # without a window, where the kernels have a causal mode.
         unmasked = (
@@ -139,6 +154,7 @@ class Transformer(nn.Module):
             if bias is not None:
                 bias = bias.masked_fill(hidden_mask, -math.inf)
         rotation = self.position.rotation(
+            kind,
             slice(T) if view is None else view.positions,
             np.arange(T) if view is None else view.cpu_positions,
         )
@@ -167,7 +183,11 @@ class Block(nn.Module):
         super().__init__()
         self.config = c
         self.attention_norm, self.attention = make_norm(c), Attention(c, layer)
-        self.feedforward_norm = make_norm(c)
+        if c.residual != "parallel_one_norm":
+            self.feedforward_norm = make_norm(c)
+        if c.norm_position == "sandwich":
+            self.attention_output_norm = make_norm(c)
+            self.feedforward_output_norm = make_norm(c)
         self.feedforward = (
             MixtureOfExperts(c, partial(FeedForward, c)) if c.n_experts else FeedForward(c)
         )
@@ -186,19 +206,31 @@ class Block(nn.Module):
             )
 
         def attend(x: Tensor) -> Tensor:
-            return _drop(self.attention(x, context, view), c, keys, sites.AFTER_ATTENTION)
+            y = _drop(self.attention(x, context, view), c, keys, sites.AFTER_ATTENTION)
+            return self.attention_output_norm(y) if c.norm_position == "sandwich" else y
 
         def feed(x: Tensor) -> tuple[Tensor, Routing | None]:
             y, routing = self.feedforward(x) if c.n_experts else (self.feedforward(x), None)
-            return _drop(y, c, keys, sites.AFTER_FEEDFORWARD), routing
+            y = _drop(y, c, keys, sites.AFTER_FEEDFORWARD)
+            return self.feedforward_output_norm(y) if c.norm_position == "sandwich" else y, routing
 
-        if c.has_final_norm:
-            x = x + attend(self.attention_norm(x))
-            y, routing = feed(self.feedforward_norm(x))
-            return x + y, routing
-        x = self.attention_norm(x + attend(x))
-        y, routing = feed(x)
-        return self.feedforward_norm(x + y), routing
+        if not c.has_final_norm:
+            x = self.attention_norm(x + attend(x))
+            y, routing = feed(x)
+            return self.feedforward_norm(x + y), routing
+        h = self.attention_norm(x)
+        match c.residual:
+            case "serial":
+                x = x + attend(h)
+                h = self.feedforward_norm(x)
+            case "parallel":
+                x, h = x + attend(h), self.feedforward_norm(x)
+            case "parallel_one_norm":
+                x = x + attend(h)
+            case _:
+                assert_never(c.residual)
+        y, routing = feed(h)
+        return x + y, routing
 
 
 class FeedForward(Replaceable):
@@ -206,10 +238,10 @@ class FeedForward(Replaceable):
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[c.feedforward]
-        self.gate = make_linear(c, "gate", c.d_model, c.d_ff, bias=c.bias) if c.is_gated else None
-        self.up = make_linear(c, "up", c.d_model, c.d_ff, bias=c.bias)
-        self.down = make_linear(c, "down", c.d_ff, c.d_model, bias=c.bias)
+        self.activation, bias = ACTIVATIONS[c.feedforward], "mlp" in c.biased_modules
+        self.gate = make_linear(c, "gate", c.d_model, c.d_ff, bias=bias) if c.is_gated else None
+        self.up = make_linear(c, "up", c.d_model, c.d_ff, bias=bias)
+        self.down = make_linear(c, "down", c.d_ff, c.d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) -> (..., D)."""

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor, nn
 
-from glasslm.config.schema import ModelConfig
-from glasslm.engines.positions import alibi_slopes, rope_cos_sin, sinusoids
+from glasslm.config.schema import LayerKind, ModelConfig
+from glasslm.engines.positions import MIN_TABLE_POSITIONS, alibi_slopes, layer_cos_sin, sinusoids
 from glasslm.model.parameters import INIT_STD
 
 Index: TypeAlias = slice | Tensor  # positions (T,) or (B, T), or the slice 0:T of a whole text
@@ -39,11 +39,12 @@ class PositionEncoding(nn.Module):
         return x
 
     def rotation(
-        self, positions: Index, cpu_positions: NDArray[np.int64]
+        self, kind: LayerKind, positions: Index, cpu_positions: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor] | None:
-        """RoPE's cos and sin, (T, 1, Q) or (B, T, 1, Q) each; None without RoPE.
+        """RoPE's cos and sin, (T, 1, R) or (B, T, 1, R) each; None for layers without RoPE.
 
-        cpu_positions (T,) or (B, T) are the positions as a NumPy array.
+        They are those of one kind of layer. cpu_positions (T,) or (B, T) are the positions as a
+        NumPy array.
         """
         return None
 
@@ -91,29 +92,40 @@ class LearnedPositions(PositionEncoding):
 class RotaryPositions(PositionEncoding):
     """RoPE: queries and keys are rotated by angles linear in the position. arXiv:2104.09864."""
 
-    cos: Tensor  # (block_size, 1, Q)
-    sin: Tensor
-
     def __init__(self, c: ModelConfig, dtype: DTypeLike) -> None:
         super().__init__(c, dtype)
         self.config, self.table_dtype = c, dtype
-        for name, table in zip(("cos", "sin"), self._cos_sin(np.arange(c.block_size))):
-            self.register_buffer(name, torch.from_numpy(table), persistent=False)
+        # Tables of the positions read so far, (T, 1, R) each; see MIN_TABLE_POSITIONS.
+        for kind in c.layer_kinds:
+            self._store_table(kind, min(MIN_TABLE_POSITIONS, c.block_size), None)
 
     def rotation(
-        self, positions: Index, cpu_positions: NDArray[np.int64]
+        self, kind: LayerKind, positions: Index, cpu_positions: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor] | None:
-        if cpu_positions.max() < self.config.block_size:
-            return self.cos[positions], self.sin[positions]
+        if kind == "n":
+            return None
+        end, cos = int(cpu_positions.max()) + 1, self.get_buffer(f"cos_{kind}")
+        if len(cos) < end <= self.config.block_size:
+            self._store_table(kind, min(self.config.block_size, 2 * end), cos)
+        if end <= self.config.block_size:
+            return (
+                self.get_buffer(f"cos_{kind}")[positions],
+                self.get_buffer(f"sin_{kind}")[positions],
+            )
         # Positions beyond the context, of a rolling cache, are not in the tables.
-        cos, sin = (torch.from_numpy(table).to(self.cos) for table in self._cos_sin(cpu_positions))
-        return cos, sin
+        tables = self._cos_sin(kind, cpu_positions)
+        return torch.from_numpy(tables[0]).to(cos), torch.from_numpy(tables[1]).to(cos)
 
-    def _cos_sin(self, positions: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
-        c = self.config
-        return rope_cos_sin(
-            positions, 1, c.head_size, self.table_dtype, c.rope_scaling, c.rope_factor, c.rope_base
-        )
+    def _store_table(self, kind: LayerKind, length: int, like: Tensor | None) -> None:
+        for name, table in zip(("cos", "sin"), self._cos_sin(kind, np.arange(length))):
+            tensor = torch.from_numpy(table)
+            tensor = tensor if like is None else tensor.to(like)
+            self.register_buffer(f"{name}_{kind}", tensor, persistent=False)
+
+    def _cos_sin(
+        self, kind: LayerKind, positions: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        return layer_cos_sin(self.config, kind, positions, 1, self.table_dtype)
 
 
 @final

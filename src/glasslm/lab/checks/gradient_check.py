@@ -40,7 +40,7 @@ Array = NDArray[Any]
 
 # Activations and feed-forwards without a kink. Any other may have one, so its points at a kink are
 # moved; for a smooth function that changes nothing.
-SMOOTH = {"gelu", "silu", "geglu", "swiglu"}
+SMOOTH = {"gelu", "gelu_exact", "silu", "geglu", "geglu_exact", "swiglu"}
 # Coefficients of the auxiliary losses, large enough to reveal a wrong gradient of one of them.
 ROUTER_TERMS: dict[str, Any] = {"balance_loss": 0.3, "router_z_loss": 0.2}
 SOFTMAX_TERMS: dict[str, Any] = {"label_smoothing": 0.3, "z_loss": 0.1}
@@ -260,6 +260,8 @@ def single_switches() -> Iterator[tuple[str, ModelConfig]]:
         for value in values:
             if getattr(base, field) != value:
                 changes = REQUIRED_SETTINGS.get(field, {}) | {field: value}
+                if changes.get("attention_pattern") == "nf":
+                    changes["window"] = 0
                 yield f"{field} {value}", dataclasses.replace(base, **changes)
 
 
@@ -312,6 +314,10 @@ def _switches() -> dict[str, tuple[Any, ...]]:
             switches[field] = (False, True)
     return switches | {
         "n_kv_heads": (1, 2, 4),
+        "head_dim": (0, 4),
+        "partial_rotary_factor": (1.0, 1.0, 0.5),
+        "attention_pattern": ("", "", "wf", "nf"),
+        "attention_softcap": (0.0, 0.0, 2.0),
         "dropout": (0.0, 0.3),
         "attention_dropout": (0.0, 0.3),
         "n_layers": (1, 2),
@@ -328,12 +334,29 @@ def _switches() -> dict[str, tuple[Any, ...]]:
 EXTRA_VALUES: dict[str, tuple[Any, ...]] = {
     "norm_eps": (1e-2,),
     "rope_base": (10.0,),
+    "bias_targets": ("q,k,v", "norm,o,mlp", "norm,q,k,v,o,mlp,head"),
+    "attention_scale": (0.3,),
+    "logit_softcap": (1.5,),
+    "window_rope_base": (10.0,),
+    "rope_original_context": (2,),
+    "rope_low_rotations": (0.1,),
+    "rope_high_rotations": (2.0,),
+    "rope_attention_factor": (1.3,),
     "document_attention": (True,),
 }
 SWITCHES = _switches()
 # Settings without which a switch has no effect
 REQUIRED_SETTINGS: dict[str, dict[str, Any]] = {
-    "rope_scaling": {"rope_factor": 2.0},
+    # With a head size of 2 there is one frequency, which most scalings keep.
+    "rope_scaling": {"rope_factor": 2.0, "head_dim": 4},
+    "partial_rotary_factor": {"head_dim": 4},
+    "attention_pattern": {"window": 2},
+    "bias_targets": {"norm": "layernorm", "tie_embeddings": False},
+    "window_rope_base": {"attention_pattern": "wf", "window": 2},
+    "rope_original_context": {"rope_scaling": "dynamic", "rope_factor": 2.0, "head_dim": 4},
+    "rope_low_rotations": {"rope_scaling": "llama3", "rope_factor": 2.0, "head_dim": 4},
+    "rope_high_rotations": {"rope_scaling": "llama3", "rope_factor": 2.0, "head_dim": 4},
+    "rope_attention_factor": {"rope_scaling": "yarn", "rope_factor": 2.0, "head_dim": 4},
     "shared_expert": {"n_experts": 4},
     "experts_per_token": {"n_experts": 4},
     "lora_targets": {"lora_rank": 2},

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from glasslm.engines import positions
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import attention, flash, moe, ops
+from glasslm.engines.numpy.soft_cap import soft_cap
 
 Array = NDArray[Any]
 # The inputs by name, and a function that applies the op to them and returns its output and backward
@@ -156,6 +157,35 @@ def _rope(rng: np.random.Generator) -> Case:
     return inputs, lambda: attention.rope(inputs["x"].copy(), cos, sin, new)  # overwritten
 
 
+def _partial_rope(rng: np.random.Generator) -> Case:
+    """Half of each head is rotated, with an amplitude as of YaRN."""
+    inputs = {"x": rng.standard_normal((B, T, H, Q))}
+    band = positions.Band(original=4.0, context=8.0, high=32.0)
+    tables = positions.rope_cos_sin(np.arange(T), H, Q // 2, np.float64, "yarn", 2.0, 10.0, band)
+
+    def run() -> tuple[Array, Callable[[Array], Array]]:
+        x = inputs["x"].copy()
+        _, part_back = attention.rope(x[..., : Q // 2], *tables, new)
+
+        def backward(dy: Array) -> Array:
+            part_back(dy[..., : Q // 2])
+            return dy
+
+        return x, backward
+
+    return inputs, run
+
+
+def _soft_cap(rng: np.random.Generator) -> Case:
+    inputs = {"x": 2 * rng.standard_normal((N, F))}
+    return inputs, lambda: soft_cap(inputs["x"].copy(), 1.5, new)  # overwritten
+
+
+def _rms_norm_1p(rng: np.random.Generator) -> Case:
+    inputs = {"x": rng.standard_normal((N, D)), "weight": rng.standard_normal(D)}
+    return inputs, lambda: ops.rms_norm_1p(inputs["x"], inputs["weight"], new, NORM_EPS)
+
+
 def _flash_case(scale: float, biased: bool, window: int) -> MakeCase:
     def make(rng: np.random.Generator) -> Case:
         def attend(qk: Array, v: Array) -> tuple[Array, Callable[[Array], Array]]:
@@ -176,6 +206,12 @@ def _attention_case(scale: float, biased: bool, dropping: bool) -> MakeCase:
         )
 
     return make
+
+
+def _softcap_case(rng: np.random.Generator) -> Case:
+    return _make_attention_case(
+        2.0, rng, lambda qk, v: attention.attention(qk, v, None, None, new, softcap=1.5)
+    )
 
 
 def _make_attention_case(
@@ -208,6 +244,7 @@ OPS: dict[str, MakeCase] = {
     "adapter": _adapter,
     "rms_norm": _rms_norm,
     "rms_norm of heads": _rms_norm_heads,
+    "rms_norm_1p": _rms_norm_1p,
     "layer_norm": _layer_norm,
     **{
         function.__name__: _activation_case(function.__name__)
@@ -221,11 +258,14 @@ OPS: dict[str, MakeCase] = {
     "route": _route,
     "dispatch": _dispatch,
     "rope": _rope,
+    "rope of half a head": _partial_rope,
+    "soft_cap": _soft_cap,
     "attention": _attention_case(1.0, biased=False, dropping=False),
     "attention with bias": _attention_case(1.0, biased=True, dropping=False),
     "attention with dropout": _attention_case(1.0, biased=False, dropping=True),
     # Large scores take the branch that subtracts the maximum.
     "attention, large scores": _attention_case(12.0, biased=False, dropping=False),
+    "attention with a soft cap": _softcap_case,
     "flash_attention": _flash_case(1.0, biased=False, window=0),
     "flash_attention with slopes and a window": _flash_case(1.0, biased=True, window=3),
     "flash_attention, large scores": _flash_case(12.0, biased=False, window=0),
