@@ -46,6 +46,8 @@ def small_config(**changes: Any) -> ModelConfig:
 
 VARIANT_FIELDS = ("norm", "norm_position", "feedforward", "position")
 GPT2: dict[str, Any] = {"norm": "layernorm", "feedforward": "gelu", "position": "learned"}
+GEMMA: dict[str, Any] = {"norm": "rmsnorm1p", "feedforward": "geglu", "scale_embeddings": True}
+NEOX: dict[str, Any] = {"norm": "layernorm", "feedforward": "gelu"}
 MODELS = {
     "llama": small_config(),
     "llama, untied": small_config(tie_embeddings=False),
@@ -75,7 +77,32 @@ MODELS = {
     "gpt2, sinusoids": small_config(**GPT2 | {"position": "sinusoidal"}),
     "gpt2, no positions": small_config(**GPT2 | {"position": "none"}, bias=True),
     "gpt2, scaled embeddings": small_config(**GPT2, scale_embeddings=True),
-}
+    "gpt2, exact gelu": small_config(**GPT2 | {"feedforward": "gelu_exact"}),
+    "llama, wide heads": small_config(head_dim=12, feedforward="geglu_exact"),
+    "llama, llama3": small_config(rope_scaling="llama3", rope_factor=2.0, rope_base=50.0),
+    "llama, yarn": small_config(rope_scaling="yarn", rope_factor=2.0, rope_base=50.0),
+    "llama, longer by dynamic": small_config(rope_scaling="dynamic", rope_factor=2.0),
+    "llama, biases of q, k, v": small_config(bias_targets="q,k,v"),
+    "qwen3, windows": small_config(qk_norm=True, window=6, attention_pattern="wf", head_dim=10),
+    "smollm3": small_config(attention_pattern="nf"),
+    "phi3": small_config(partial_rotary_factor=0.5, n_kv_heads=2),
+    "gemma": small_config(**GEMMA),
+    "gemma, wide heads": small_config(**GEMMA, head_dim=12, bias_targets="q,k"),
+    "gemma2": small_config(
+        **GEMMA, norm_position="sandwich", window=6, attention_pattern="wf", logit_softcap=3.0,
+        attention_softcap=2.0, attention_scale=0.25,
+    ),
+    "gemma3_text": small_config(
+        **GEMMA, norm_position="sandwich", window=6, attention_pattern="wf", qk_norm=True,
+        window_rope_base=50.0, rope_scaling="linear", rope_factor=2.0,
+    ),
+    "stablelm": small_config(norm="layernorm", partial_rotary_factor=0.5, bias_targets="k"),
+    "gpt_neox": small_config(**NEOX, residual="parallel", partial_rotary_factor=0.25),
+    "starcoder2": small_config(**NEOX, window=6, n_kv_heads=2, bias=True),
+    "phi": small_config(**NEOX, residual="parallel_one_norm", tie_embeddings=False),
+    "gpt_neo": small_config(**GPT2, window=6, attention_pattern="fw", attention_scale=1.0),
+    "opt": small_config(**GPT2, norm_position="post", bias=True),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -98,7 +125,7 @@ def test_logits_are_equal_there_and_after_the_return(name: str, tmp_path: Path) 
 
 
 def test_every_family_member_is_tried() -> None:
-    tried = {name.split(",")[0] for name in MODELS}
+    tried = {name.split(",")[0] for name in MODELS} | {"qwen2"}  # the last in test_families.py
     assert tried == {family.model_type for family in families.FAMILIES}
 
 

@@ -26,7 +26,7 @@ from glasslm.interop import families, hf_tokenizer
 ALPHABET = "abcé\n\r\t \x00\x1c\x85\u00a0\u0301\u200d\u2028\u3000▁ĠĊ#語🎭👩\ufffd<|>_"
 TRICKY = st.text("ab's1. \n\t\r\x1c\x85\u3000é語🎭") | st.text()
 TEXT = "the cat sat on the mat, and the cat's hat sat there.\n\nWho sat? The cat did.\n" * 20
-MODEL_TYPES = [family.model_type for family in families.FAMILIES]
+MODEL_TYPES = [family.model_type for family in families.FAMILIES if family.model_type != "qwen2"]
 
 Folder = Callable[..., Path]
 

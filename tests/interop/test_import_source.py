@@ -150,7 +150,8 @@ def test_an_import_is_compared_with_transformers(
 
     hf.write(make_export(SMALL), tmp_path / "out")
     model_import.import_model(tmp_path / "out", None, tmp_path / "good", "")
-    monkeypatch.setattr(llama, "_rope", lambda values: (500.0, 1.0))
+    misread = {"position": "rope", "rope_base": 500.0}
+    monkeypatch.setattr(llama, "read_rope", lambda values, rope: misread)
     with pytest.raises(InputError, match="logits differ"):
         model_import.import_model(tmp_path / "out", None, tmp_path / "run", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good", "out"]

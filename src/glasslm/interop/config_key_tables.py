@@ -94,13 +94,12 @@ KEY_TABLES: dict[str, KeyTable] = {
     ),
     "qwen2": KeyTable(
         ("Qwen2ForCausalLM", "Qwen2Model"),
-        (_LLAMA_USED - {"head_dim"})
-        | {"use_sliding_window", "sliding_window", "max_window_layers"},
+        _LLAMA_USED | {"use_sliding_window", "sliding_window", "max_window_layers"},
         fixed={"mlp_bias": (False,)},
     ),
     "smollm3": KeyTable(
         ("SmolLM3ForCausalLM", "SmolLM3Model"),
-        (_LLAMA_USED - {"head_dim"})
+        _LLAMA_USED
         | {"attention_bias", "mlp_bias", "use_sliding_window"}
         | {"sliding_window", "no_rope_layers", "no_rope_layer_interval"},
         _keys("max_window_layers pretraining_tp"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from glasslm.config.schema import ModelConfig
 from glasslm.errors import InputError
 from glasslm.interop import gemma, gpt2, gpt_neo, gpt_neox, llama
@@ -35,13 +37,18 @@ UNSUPPORTED = {
 }
 
 
-def choose_family(c: ModelConfig, model_type: str = "") -> Family:
+def choose_family(
+    c: ModelConfig, model_type: str = "", other_tokenizers: Collection[str] = ()
+) -> Family:
     """The family that computes what this model computes: `model_type` if it does, or the first.
 
-    Raises InputError if there is none; the message lists what the nearest family lacks and the
-    switches that help.
+    `other_tokenizers` are model types for which transformers would replace the tokenizer. Raises
+    InputError if there is none; the message lists what the nearest family lacks and the switches
+    that help.
     """
     refusals = {family.model_type: family.refusals(c) for family in FAMILIES}
+    for name in other_tokenizers:
+        refusals[name].append(f"transformers gives a {name} its own tokenizer (--no-bias)")
     for family in sorted(FAMILIES, key=lambda family: family.model_type != model_type):
         if not refusals[family.model_type]:
             return family

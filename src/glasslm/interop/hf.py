@@ -71,7 +71,7 @@ def write(export: ModelExport, out: Path) -> None:
     Raises InputError where no architecture of transformers computes this model, or `out` is not
     empty.
     """
-    family = families.choose_family(export.config, export.model_type)
+    family = export.family
     require_empty(out)
     settings = export.token_settings
     contents = hf_tokenizer.tokenizer_files(export.tokenizer, export.config.block_size, settings)

@@ -63,6 +63,23 @@ def tokenizer_files(
     }
 
 
+def replaced_by_model_type(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Model types for which AutoTokenizer takes a class of its own and not tokenizer.json.
+
+    It splits the text of every qwen2 as Qwen does.
+    """
+    if not isinstance(tokenizer, SubwordTokenizer):
+        return ("qwen2",)
+    content = json.loads(tokenizer.to_json())
+    steps = (content.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
+    is_qwen = (
+        (content.get("normalizer") or {}).get("type") == "NFC"
+        and [step.get("type") for step in steps] == ["Split", "ByteLevel"]
+        and r"|\p{N}|" in (steps[0].get("pattern") or {}).get("Regex", "")
+    )
+    return () if is_qwen else ("qwen2",)
+
+
 def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Token -> id of the vocabulary; of a character or byte tokenizer only the special tokens."""
     if not isinstance(tokenizer, SubwordTokenizer):

@@ -328,10 +328,10 @@ FAMILIES = (
     ),
     _member(
         "qwen2", "Qwen2ForCausalLM", layer_kinds=ANY_WINDOW, has_patterns=True,
-        biases=frozenset("qkv"), has_head_dim=False,
+        biases=frozenset("qkv"),
     ),
     _member(
-        "smollm3", "SmolLM3ForCausalLM", layer_kinds=frozenset("fn"), has_head_dim=False,
+        "smollm3", "SmolLM3ForCausalLM", layer_kinds=frozenset("fn"),
         biases=ATTENTION | {"mlp"},
     ),
 )  # fmt: skip

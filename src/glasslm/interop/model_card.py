@@ -16,7 +16,7 @@ from glasslm.data.baselines import simple_baselines
 from glasslm.data.chat import dialogues
 from glasslm.data.sources import corpora
 from glasslm.data.tokenizers import Tokenizer
-from glasslm.interop import families
+from glasslm.errors import InputError
 from glasslm.interop.card_example import example_code
 from glasslm.interop.card_front_matter import TOKENIZER_LEVELS, front_matter
 from glasslm.interop.card_paths import file_name, strip_folders
@@ -112,7 +112,7 @@ def _lead(export: ModelExport) -> str:
 
 def _architecture(export: ModelExport) -> Rows:
     c, V = export.config, export.vocab_size
-    hf_config = families.choose_family(c, export.model_type).to_hf_config(c, V)
+    hf_config = export.family.to_hf_config(c, V)
     counts = parameter_table(c, V).counts()
     active = f", of which {counts['active']:,} compute a token" if c.n_experts else ""
     shared = f", {c.n_kv_heads} of keys and values" if c.n_kv_heads < c.n_heads else ""

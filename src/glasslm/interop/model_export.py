@@ -13,7 +13,10 @@ from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.factory import make_engine
 from glasslm.engines.lazy_arrays import LazyArrays
+from glasslm.interop.families import choose_family
+from glasslm.interop.family import Family
 from glasslm.interop.hf_special_tokens import TokenSettings, default_settings
+from glasslm.interop.hf_tokenizer import replaced_by_model_type
 from glasslm.model.adapters import merge_adapters, without_adapters
 from glasslm.runs import checkpoint as checkpoints
 from glasslm.runs import run_folder
@@ -60,6 +63,14 @@ class ModelExport:
         if self.imported_settings is None:
             return default_settings(self.tokenizer)
         return self.imported_settings
+
+    @property
+    def family(self) -> Family:
+        """The family of transformers that the model is written as.
+
+        Raises InputError where none computes it.
+        """
+        return choose_family(self.config, self.model_type, replaced_by_model_type(self.tokenizer))
 
     def probe_tokens(self) -> NDArray[np.int64]:
         """(B, T) random tokens on which to compare logits."""
