@@ -44,4 +44,5 @@ def make_engine(
         return distributed.lead_group(config, vocab_size, compute)
     from glasslm.engines.torch.creation import make_torch_engine
 
-    return make_torch_engine(config, vocab_size, dataclasses.replace(compute, threads=threads))
+    compute = dataclasses.replace(compute, threads=threads)
+    return make_torch_engine(config, vocab_size, compute, training=training)

@@ -126,9 +126,19 @@ def generate(
     return _generate_pieces(scheduler, streams)
 
 
+CACHE_STEP = 64  # tokens
+
+
 def cache_capacity(longest_prompt: int, max_new_tokens: int, config: ModelConfig) -> int:
-    """The tokens that a row of the cache can take: one context, or a whole text if it rolls."""
-    return longest_prompt + max_new_tokens if config.has_rolling_cache else config.block_size
+    """The tokens that a row of the cache can take: a whole text, up to one context.
+
+    A rolling cache takes texts of any length. Others are rounded up to whole steps, because the
+    shapes of products, and so their rounding, depend on whether a cache is shorter than a block.
+    """
+    tokens = longest_prompt + max_new_tokens
+    if config.has_rolling_cache:
+        return tokens
+    return min(config.block_size, -(-tokens // CACHE_STEP) * CACHE_STEP)
 
 
 def _generate_pieces(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import re
 from dataclasses import dataclass
@@ -256,6 +257,7 @@ def compare_import(imported: ModelImport, folder: Path, notify: Notify = notify)
             "be compared with it: repair the folder"
         ) from error
     del model
+    gc.collect()  # its modules refer to each other, and a second copy of the weights follows
     ours = compute_logits(imported.config, vocab_size, imported.weights, tokens)
     difference = largest_difference(theirs, ours)
     if not difference <= IMPORT_TOLERANCE:

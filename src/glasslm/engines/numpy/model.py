@@ -266,9 +266,7 @@ class Model(Layers):
         if c.query_factor != 1:
             qk[:, :, :H] *= c.query_factor
         window = c.kind_window(kind)
-        ctx.record_attention(
-            prefix, qk, K, self.bias, window, self.operations, c.attention_softcap
-        )
+        ctx.record_attention(prefix, qk, K, self.bias, window, self.operations, c.attention_softcap)
         drop = None
         if ctx.dropout_keys and c.attention_dropout:
             site = sites.site_number(layer, sites.PROBABILITIES)
@@ -313,7 +311,6 @@ class Model(Layers):
         rotated, back = apply_rope(qk[..., :R], *rotation, new)
         qk[..., :R] = rotated
         return qk, back
-
 
     def score_bias(self, T: int) -> Array | None:
         """ALiBi's bias (H, T, T); None for other positions and with flash attention."""

@@ -14,7 +14,11 @@ from glasslm.errors import InputError
 
 
 def make_torch_engine(
-    config: RunConfig, vocab_size: int, compute: ComputeConfig, ranks: RankGroup | None = None
+    config: RunConfig,
+    vocab_size: int,
+    compute: ComputeConfig,
+    ranks: RankGroup | None = None,
+    training: bool = True,
 ) -> TorchEngine:
     """The engine for a `compute` without "auto". Raises InputError if a compiler is missing."""
     if compute.deterministic:
@@ -24,5 +28,5 @@ def make_torch_engine(
         raise InputError(f"--compile on: {missing}: install it, or use --compile off")
     return TorchEngine(
         config, vocab_size, device=compute.device, precision=compute.precision,
-        threads=compute.threads, compiled=compute.compile == "on", ranks=ranks,
+        threads=compute.threads, compiled=compute.compile == "on", ranks=ranks, training=training,
     )  # fmt: skip

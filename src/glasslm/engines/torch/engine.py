@@ -67,7 +67,9 @@ class TorchEngine:
         threads: int = 0,
         compiled: bool = False,
         ranks: RankGroup | None = None,
+        training: bool = True,
     ) -> None:
+        """With `training` False, matrices are stored in the type of the activations."""
         with flush_denormals():
             if threads:
                 torch.set_num_threads(threads)
@@ -81,6 +83,7 @@ class TorchEngine:
         # The type of weights, gradients and moments.
         self.master_dtype = torch.float64 if precision == "fp64" else torch.float32
         self.operations = make_operations(config)
+        self.stores_matrices_as = None if training else TORCH_DTYPES[precision]
         self.model = self._new_model()
         self._zero_weights()
         for name, parameter in self.model.named_parameters():
@@ -104,7 +107,13 @@ class TorchEngine:
     def _new_model(self) -> Transformer:
         dtype = TORCH_DTYPES[self.precision]
         model = Transformer(self.config.model, self.vocab_size, dtype, self.operations)
-        return model.to(self.torch_device, self.master_dtype)
+        model.to(self.torch_device, self.master_dtype)
+        if self.stores_matrices_as is not None:
+            for name, parameter in model.named_parameters():
+                # The router computes in float32, and positions are added to float32 embeddings.
+                if self.table.is_multiplied(name) and ".router." not in name:
+                    parameter.data = parameter.data.to(self.stores_matrices_as)
+        return model
 
     @cached_property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -349,7 +358,7 @@ class TorchEngine:
     def state(self) -> Iterator[tuple[str, Array]]:
         """Engine.state: arrays in the shapes of the table."""
         for name, parameter in self.trained_parameters.items():
-            yield name, to_numpy(gather_shards(parameter.detach()))
+            yield name, to_numpy(upcast(gather_shards(parameter.detach())))
         for name, moment in self.optimizer.moments.items():
             yield name, to_numpy(gather_shards(moment))
         if self.average is not None:

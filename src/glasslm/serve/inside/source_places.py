@@ -41,7 +41,9 @@ TORCH_LINEAR = Place(TORCH_LAYERS, "Linear.forward", ("y = F.linear(input, weigh
 ACTIVATION_OPS = {
     "swiglu": ("silu", "y = np.multiply(x, s"),
     "geglu": ("gelu", "y *= 0.5"),
+    "geglu_exact": ("gelu_exact", "y = np.multiply(x, cdf"),
     "gelu": ("gelu", "y *= 0.5"),
+    "gelu_exact": ("gelu_exact", "y = np.multiply(x, cdf"),
     "relu": ("relu", "y = np.maximum"),
     "relu2": ("relu2", "y = np.multiply"),
 }
@@ -110,6 +112,7 @@ def _stream_kinds(c: ModelConfig) -> list[Kind]:
     norm = "layer_norm" if is_layer_norm else "rms_norm"
     torch_norm = "LayerNorm.forward" if is_layer_norm else "RMSNorm.forward"
     torch_marker = "return F.layer_norm(" if is_layer_norm else "return F.rms_norm("
+    function = "Model._parallel" if c.residual == "parallel" else "Model._residual"
     residual = "y += x" if c.has_final_norm else "h += x"
     torch_residual = ("x = x + attend(", "return x + y") if c.has_final_norm else ("return self.",)
     readout = Place(MODEL, "Model._readout", ("logits, head_back = self._linear(",))
@@ -122,7 +125,7 @@ def _stream_kinds(c: ModelConfig) -> list[Kind]:
         ),
         Kind(
             r"blocks\.\d+",
-            (Place(MODEL, "Model._residual", (residual,)),),
+            (Place(MODEL, function, (residual,)),),
             (Place(TORCH_MODEL, "Block.forward", torch_residual),),
             "The block",
         ),
@@ -135,7 +138,7 @@ def _stream_kinds(c: ModelConfig) -> list[Kind]:
         Kind(
             "logits",
             (readout, LINEAR),
-            (Place(TORCH_MODEL, "Transformer.logits", ("return torch.nn.functional.linear(",)),),
+            (Place(TORCH_MODEL, "Transformer.logits", ("logits = torch.nn.functional.linear(",)),),
             "linear",
         ),
         Kind(
@@ -150,14 +153,17 @@ def _stream_kinds(c: ModelConfig) -> list[Kind]:
 def _gradient_kinds(c: ModelConfig) -> list[Kind]:
     is_layer_norm = c.norm == "layernorm"
     norm = "layer_norm" if is_layer_norm else "rms_norm"
-    back = ("dx = norm_back(", "dx += dy") if c.has_final_norm else ("dh = norm_back(", "dx += dh")
+    back = ("dx = inner_back(", "dx += dy") if c.has_final_norm else ("dh = norm_back(", "dx += dh")
+    residual = Place(MODEL, "Model._residual", back)
+    if c.residual == "parallel":
+        residual = Place(MODEL, "Model._parallel", ("dx = feedforward_back(", "dx += dy"))
     norm_back = Place(OPS, norm, ("dx = np.multiply(dy, gain", "dx *= rstd"))
     gain = Place(OPS, norm, ("dgain = np.einsum(",))
     table = Place(OPS, "embedding", ("dtable[ordered[starts]] =",))
     return [
         Kind(
             r"gradient/(embedding|blocks\.\d+)",
-            (Place(MODEL, "Model._residual", back), norm_back),
+            (residual, norm_back),
             AUTOGRAD,
             norm,
         ),
