@@ -39,6 +39,7 @@ SLOW_LIBRARIES = {
 # These modules of `engines` do not depend on which engine runs; everybody may import them.
 SHARED_BY_ENGINES = {
     "engines.choice",
+    "engines.lazy_arrays",
     "engines.factory",
     "engines.inspection",
     "engines.learner_file",
