@@ -25,6 +25,7 @@ SMALLEST_FLAGS = {
     "generate_against": "--preset tiny --tokens 16 --seconds 0.1 --rounds 1",
     "generation_speed": "--seconds 0.1",
     "grading_speed": "--students 4",
+    "import_speed": "--scale 16 --tokens 4 --rounds 1",
     "look_speed": "--presets tiny --tokens 16 --rounds 1 --watch-seconds 3",
     "matmul": "--preset tiny --seconds 0.1",
     "moe_speed": "--d-model 64 --batch-size 2 --seconds 0.1",

@@ -38,8 +38,9 @@ def rope_cos_sin(
     x cos + swap(x) sin. `scaling` stretches the angles for texts `factor` times as long as those of
     training, with the settings `band`: see ROPE_SCALINGS.
     """
-    frequencies, amplitude = ROPE_SCALINGS[scaling](base, factor, Q, band or Band())
+    frequencies, divisor, amplitude = ROPE_SCALINGS[scaling](base, factor, Q, band or Band())
     angles = positions[..., None] * frequencies
+    angles /= divisor
     cos = amplitude * np.tile(np.cos(angles), 2 * heads)
     sin = amplitude * np.tile(np.concatenate([-np.sin(angles), np.sin(angles)], -1), heads)
     shape = (*positions.shape, heads, Q)
@@ -79,31 +80,39 @@ class Band(NamedTuple):
     attention_factor: float = 0.0  # YaRN's amplitude; 0: 1 + 0.1 ln factor
 
 
+class Angles(NamedTuple):
+    """The angles of a position: position x frequencies (Q / 2,) / divisor."""
+
+    frequencies: Array
+    divisor: float = 1.0
+    amplitude: float = 1.0  # of cos and sin
+
+
 def _frequencies(base: float, Q: int) -> Array:
     """(Q / 2,): the angles of position 1."""
     frequencies: Array = base ** (-np.arange(0, Q, 2) / Q)
     return frequencies
 
 
-def _scale_nothing(base: float, factor: float, Q: int, band: Band) -> tuple[Array, float]:
-    return _frequencies(base, Q), 1.0
+def _scale_nothing(base: float, factor: float, Q: int, band: Band) -> Angles:
+    return Angles(_frequencies(base, Q))
 
 
-def _scale_positions(base: float, factor: float, Q: int, band: Band) -> tuple[Array, float]:
+def _scale_positions(base: float, factor: float, Q: int, band: Band) -> Angles:
     """Divide the positions by the factor. arXiv:2306.15595."""
-    return _frequencies(base, Q) / factor, 1.0
+    return Angles(_frequencies(base, Q), divisor=factor)
 
 
-def _scale_base(base: float, factor: float, Q: int, band: Band) -> tuple[Array, float]:
+def _scale_base(base: float, factor: float, Q: int, band: Band) -> Angles:
     """Multiply the base by factor^(Q / (Q - 2)): "NTK-aware", arXiv:2309.00071, section 3.1.
 
     The lowest frequency becomes `factor` times slower and the highest stays as it is. With Q = 2
     there is one frequency only, the highest.
     """
-    return _frequencies(base * factor ** (Q / (Q - 2)) if Q > 2 else base, Q), 1.0
+    return Angles(_frequencies(base * factor ** (Q / (Q - 2)) if Q > 2 else base, Q))
 
 
-def _scale_base_by_context(base: float, factor: float, Q: int, band: Band) -> tuple[Array, float]:
+def _scale_base_by_context(base: float, factor: float, Q: int, band: Band) -> Angles:
     """ "Dynamic NTK": as _scale_base, by how far the context exceeds the original one.
 
     The factor is factor x context / original - (factor - 1), at least 1: within the original
@@ -114,7 +123,7 @@ def _scale_base_by_context(base: float, factor: float, Q: int, band: Band) -> tu
     return _scale_base(base, growth, Q, band)
 
 
-def _scale_by_parts(base: float, factor: float, Q: int, band: Band) -> tuple[Array, float]:
+def _scale_by_parts(base: float, factor: float, Q: int, band: Band) -> Angles:
     """YaRN: stretch low frequencies, keep high ones, and a ramp over the dimensions between.
 
     The bounds are whole dimensions, as in the published models. arXiv:2309.00071, section 3.2;
@@ -130,10 +139,10 @@ def _scale_by_parts(base: float, factor: float, Q: int, band: Band) -> tuple[Arr
     width = last - first or 0.001
     stretched = np.clip((np.arange(Q // 2) - first) / width, 0, 1)
     frequencies *= stretched / factor + (1 - stretched)
-    return frequencies, band.attention_factor or 1 + 0.1 * math.log(factor)
+    return Angles(frequencies, amplitude=band.attention_factor or 1 + 0.1 * math.log(factor))
 
 
-def _scale_by_rotations(base: float, factor: float, Q: int, band: Band) -> tuple[Array, float]:
+def _scale_by_rotations(base: float, factor: float, Q: int, band: Band) -> Angles:
     """Llama 3: as YaRN, with a ramp over the rotations in the original context.
 
     As in the code of Llama 3.1 (arXiv:2407.21783).
@@ -142,11 +151,10 @@ def _scale_by_rotations(base: float, factor: float, Q: int, band: Band) -> tuple
     rotations = band.original * frequencies / (2 * math.pi)
     kept = np.clip((rotations - band.low) / (band.high - band.low), 0, 1)
     frequencies *= kept + (1 - kept) / factor
-    return frequencies, 1.0
+    return Angles(frequencies)
 
 
-# (base, factor, Q, band) -> frequencies (Q / 2,) and the amplitude of cos and sin.
-Scaling: TypeAlias = Callable[[float, float, int, Band], tuple[Array, float]]
+Scaling: TypeAlias = Callable[[float, float, int, Band], Angles]  # base, factor, Q, band
 ROPE_SCALINGS: dict[RopeScaling, Scaling] = {
     "none": _scale_nothing,
     "linear": _scale_positions,
