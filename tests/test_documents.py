@@ -275,6 +275,7 @@ CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
         random_array(N, D), random_array(8, D), random_array(H * Q, 8), 1.0, new
     ),
     "rms_norm": lambda: ops.rms_norm(random_array(N, D), random_array(D), new, 1e-5),
+    "rms_norm_1p": lambda: ops.rms_norm_1p(random_array(N, D), random_array(D), new, 1e-5),
     "layer_norm": lambda: ops.layer_norm(
         random_array(N, D), random_array(D), random_array(D), new, 1e-5
     ),
@@ -292,6 +293,7 @@ CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "gate with silu": lambda: ops.gate(random_array(N, 2 * F), ops.silu, new),
     "silu": lambda: ops.silu(random_array(N, F), new),
     "gelu": lambda: ops.gelu(random_array(N, F), new),
+    "gelu_exact": lambda: ops.gelu_exact(random_array(N, F), new),
     "relu": lambda: ops.relu(random_array(N, F), new),
     "relu2": lambda: ops.relu2(random_array(N, F), new),
     "linear, down": linear_case(F, D),

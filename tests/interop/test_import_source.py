@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,3 +182,22 @@ def test_a_folder_that_transformers_cannot_load_is_refused(tmp_path: Path) -> No
     with pytest.raises(InputError, match="cannot load"):
         hf.compare_import(imported, tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
+
+
+def test_weights_are_read_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and shapes are checked from the headers alone, and one tensor is read at a time."""
+    from glasslm.interop import hf_weights
+
+    hf.write(make_export(SMALL), tmp_path / "out")
+    reads: list[Path] = []
+
+    def count_reads(path: Path, entry: Any) -> Any:
+        reads.append(path)
+        return read_tensor(path, entry)
+
+    read_tensor = hf_weights.read_tensor
+    monkeypatch.setattr(hf_weights, "read_tensor", count_reads)
+    imported = hf.read(tmp_path / "out")
+    assert not reads
+    assert imported.weights["norm.weight"].shape == (32,)
+    assert len(reads) == 1

@@ -94,6 +94,7 @@ class HFWeights(LazyArrays):
     def _read_tensor(self, name: str) -> Array:
         if self._last[0] != name:
             path, entry = self._entries[name]
+            self._last = ("", np.zeros(0))  # freed before the next one is read
             self._last = (name, _read_float_tensor(path, name, entry))
         return self._last[1]
 

@@ -16,7 +16,6 @@ from glasslm.data.baselines import simple_baselines
 from glasslm.data.chat import dialogues
 from glasslm.data.sources import corpora
 from glasslm.data.tokenizers import Tokenizer
-from glasslm.errors import InputError
 from glasslm.interop.card_example import example_code
 from glasslm.interop.card_front_matter import TOKENIZER_LEVELS, front_matter
 from glasslm.interop.card_paths import file_name, strip_folders

@@ -53,7 +53,7 @@ class ParameterTable(dict[str, ParameterSpec]):
     @property
     def non_embedding(self) -> int:
         """All parameters except the embedding, learned positions and an untied head."""
-        lookups = ("embedding.weight", "position.weight", "head.weight")
+        lookups = ("embedding.weight", "position.weight", "head.weight", "head.bias")
         return self.total - sum(self[name].size for name in lookups if name in self)
 
     @property

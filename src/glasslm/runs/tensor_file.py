@@ -165,5 +165,7 @@ def read_tensor(path: Path, entry: TensorEntry) -> Array:
     if len(array) < count:
         raise DamagedError(f"{path} was cut while it was read")
     if entry.dtype == "BF16":  # the upper half of a float32
-        array = (array.astype(np.uint32) << 16).view(np.float32)
+        wide = array.astype(np.uint32)
+        wide <<= 16  # in place: an embedding matrix is a large part of a small model
+        array = wide.view(np.float32)
     return array.reshape(entry.shape)
