@@ -77,7 +77,8 @@ def qwen_config(scale: int) -> Any:
 def save_random_model(config: Any, folder: Path) -> int:
     """Write a random model in bfloat16, with a byte tokenizer; returns its number of weights."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    make: Any = transformers.AutoModelForCausalLM.from_config
+    model = make(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     files = hf_tokenizer.tokenizer_files(ByteTokenizer(), 64)
     (folder / "tokenizer.json").write_bytes(files["tokenizer.json"])
@@ -127,7 +128,7 @@ def compare_speed(folder: Path, tokens: int, rounds: int, threads: int) -> None:
         WITHOUT_TRANSFORMERS + MEASURE, "", "import", str(folder / "model"), "--run-dir", str(run)
     )
     ours = glasslm.load(run, engine="torch", precision="bf16", threads=threads)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder / "model", dtype=torch.bfloat16
     )
     prompt = "Once upon a time"
@@ -140,7 +141,8 @@ def compare_speed(folder: Path, tokens: int, rounds: int, threads: int) -> None:
         with torch.inference_mode():
             theirs.generate(ids, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens)
 
-    generate_ours(), generate_theirs()
+    generate_ours()  # warms both up
+    generate_theirs()
     speeds: dict[str, list[float]] = {"glasslm": [], "transformers": []}
     for _ in range(rounds):
         for name, generate in (("glasslm", generate_ours), ("transformers", generate_theirs)):
@@ -161,8 +163,9 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=1, help="divides widths and vocabularies")
     parser.add_argument("--part", choices=("memory", "speed", "both"), default="both")
     flags = parser.parse_args()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    logging: Any = transformers.utils.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as name:
         if flags.part != "speed":
             folder = Path(name, "small")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from glasslm.config.schema import ModelConfig, RunConfig, TrainConfig
-from glasslm.engines.numpy import attention, engine, flash, model, moe, ops
+from glasslm.engines.numpy import attention, engine, flash, model, moe, ops, soft_cap
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch
 from glasslm.lab.checks import gradient_check, op_cases
@@ -17,7 +17,7 @@ from glasslm.lab.checks.op_cases import OPS, H, K
 from glasslm.model.parameters import initial_weights, parameter_table
 
 Array = np.ndarray[Any, Any]
-MODULES = (ops, attention, flash, moe, model, engine)
+MODULES = (ops, soft_cap, attention, flash, moe, model, engine)
 
 
 # -- honest gradients ------------------------------------------------------------------------------
@@ -122,6 +122,7 @@ def count_gradients(name: str) -> int:
         "linear": 2,
         "adapter": 3,
         "rms_norm": 2,
+        "rms_norm_1p": 2,
         "layer_norm": 3,
         "gate": 2,
         "attention": 3,
@@ -200,6 +201,8 @@ USED_BY: dict[str, dict[str, Any]] = {
     "z_loss": {},
     "flash_attention": {"attention": "flash"},
     "rms_norm": {},
+    "rms_norm_1p": {"norm": "rmsnorm1p"},
+    "soft_cap": {"logit_softcap": 2.0},
     "layer_norm": {"norm": "layernorm", "bias": True},
     **{function.__name__: {"feedforward": word} for word, function in ops.ACTIVATIONS.items()},
     "gate": {"feedforward": "geglu"},

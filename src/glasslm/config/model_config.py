@@ -60,15 +60,15 @@ class ModelConfig:
     """Fraction of attention probabilities dropped."""
     norm: Norm = "rmsnorm"
     """Norm: rmsnorm (arXiv:1910.07467), layernorm (arXiv:1607.06450), none (for experiments).
-    rmsnorm1p is rmsnorm with the gain 1 + w, as in Gemma (arXiv:2403.08295)."""
+    The gain of rmsnorm1p is 1 + w, as in Gemma (arXiv:2403.08295)."""
     norm_eps: float = 1e-5
     """Epsilon added to the mean square inside a norm (imported models often use 1e-6)."""
     norm_position: NormPosition = "pre"
     """Normalize the input of each sublayer (pre), or the sum after it (post, arXiv:1706.03762).
-    sandwich normalizes the input and the output of each sublayer (Gemma 2, arXiv:2408.00118)."""
+    Or the input and the output of each sublayer (sandwich, as in Gemma 2, arXiv:2408.00118)."""
     residual: Residual = "serial"
     """Feed-forward after attention (serial), or both from the same input (arXiv:2204.06745).
-    parallel_one_norm gives both the same norm, as in Phi and GPT-J."""
+    Both read the same norm in parallel_one_norm, as in Phi and GPT-J."""
     feedforward: FeedForward = "swiglu"
     """Feed-forward activation: gated SiLU or GELU (arXiv:2002.05202), or GELU, ReLU without a gate.
     The square of ReLU is relu2 (arXiv:2109.08668). GELU is its tanh form, exact that with erf."""
@@ -104,24 +104,24 @@ class ModelConfig:
     """Number of tokens that each token attends to, itself included (0: all; arXiv:2004.05150)."""
     attention_pattern: str = ""
     """Attention of the layers in turn, repeated: f full, w window, n full without RoPE.
-    wwwwwf is Gemma 3's, fffn SmolLM3's (empty: the same in all layers)."""
+    Gemma 3 has wwwwwf, SmolLM3 fffn (empty: the same in all layers)."""
     document_attention: bool = False
     """Attend only within a document (needs --special-tokens or --document-separator)."""
     document_end_id: tyro.conf.Suppress[int] = -1
     """Token that ends a document, which training sets (-1: not set)."""
     rope_scaling: RopeScaling = "none"
     """Stretch RoPE to longer contexts: linear (arXiv:2306.15595), ntk (keeps high frequencies).
-    dynamic is ntk for block_size, yarn arXiv:2309.00071, llama3 arXiv:2407.21783."""
+    Or dynamic (ntk for block_size), yarn (arXiv:2309.00071), llama3 (arXiv:2407.21783)."""
     rope_factor: float = 1.0
     """Factor by which --rope-scaling stretches the context."""
     rope_original_context: int = 0
     """Context before dynamic, yarn or llama3 stretched it (0: block_size / rope_factor)."""
     rope_low_rotations: float = 1.0
-    """yarn, llama3: a frequency of fewer rotations in the original context is stretched fully."""
+    """Rotations in the original context below which yarn and llama3 stretch a frequency fully."""
     rope_high_rotations: float = 0.0
-    """yarn, llama3: one of more rotations is not stretched (0: 32 for yarn, 4 for llama3)."""
+    """Rotations above which they keep a frequency (0: 32 for yarn, 4 for llama3)."""
     rope_attention_factor: float = 0.0
-    """yarn: factor of rotated queries and keys (0: 1 + 0.1 ln rope_factor)."""
+    """Factor of rotated queries and keys with yarn (0: 1 + 0.1 ln rope_factor)."""
     n_experts: int = 0
     """Number of experts per feed-forward, each of width d_ff (0: no mixture; arXiv:2401.04088)."""
     experts_per_token: int = 2

@@ -40,7 +40,7 @@ def rope_cos_sin(
     """
     frequencies, divisor, amplitude = ROPE_SCALINGS[scaling](base, factor, Q, band or Band())
     angles = positions[..., None] * frequencies
-    angles /= divisor
+    angles = angles / divisor
     cos = amplitude * np.tile(np.cos(angles), 2 * heads)
     sin = amplitude * np.tile(np.concatenate([-np.sin(angles), np.sin(angles)], -1), heads)
     shape = (*positions.shape, heads, Q)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from glasslm.engines import positions
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import attention, flash, moe, ops
-from glasslm.engines.numpy.soft_cap import soft_cap
 
 Array = NDArray[Any]
 # The inputs by name, and a function that applies the op to them and returns its output and backward
@@ -178,7 +177,7 @@ def _partial_rope(rng: np.random.Generator) -> Case:
 
 def _soft_cap(rng: np.random.Generator) -> Case:
     inputs = {"x": 2 * rng.standard_normal((N, F))}
-    return inputs, lambda: soft_cap(inputs["x"].copy(), 1.5, new)  # overwritten
+    return inputs, lambda: attention.soft_cap(inputs["x"].copy(), 1.5, new)  # overwritten
 
 
 def _rms_norm_1p(rng: np.random.Generator) -> Case:
