@@ -39,8 +39,8 @@ def rope_cos_sin(
     training, with the settings `band`: see ROPE_SCALINGS.
     """
     frequencies, divisor, amplitude = ROPE_SCALINGS[scaling](base, factor, Q, band or Band())
-    angles = positions[..., None] * frequencies
-    angles = angles / divisor
+    angles: Array = positions[..., None] * frequencies
+    angles /= divisor
     cos = amplitude * np.tile(np.cos(angles), 2 * heads)
     sin = amplitude * np.tile(np.concatenate([-np.sin(angles), np.sin(angles)], -1), heads)
     shape = (*positions.shape, heads, Q)

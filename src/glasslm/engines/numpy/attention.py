@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.engines.numpy.ops import Array, New, dropout_mask
-from glasslm.engines.numpy.soft_cap import soft_cap
+from glasslm.engines.numpy.soft_cap import soft_cap as soft_cap
 
 # exp(60), summed over any context, stays far below the largest number of float32, exp(88).
 MAX_SAFE_EXPONENT = 60.0
