@@ -157,7 +157,7 @@ def positions(folder: Path) -> Any:
 
 
 def carries(folder: Path) -> Any:
-    """Sums of five digits: while they are learned, sums with more carries are wrong more often."""
+    """Sums of five digits in both orders of digits, by steps and by the number of carries."""
     flags = {
         "task_size": 5, "task_line": 20, "block_size": 20, "d_model": 64, "n_layers": 2,
         "n_heads": 4, "batch_size": 64, "max_steps": 700, "eval_interval": 50,
