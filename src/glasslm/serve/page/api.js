@@ -120,7 +120,10 @@ export class Answers {
 		this.sendNext();
 	}
 
-	/** How long the last answer of the same view took; Infinity before the first. @param {string} path */
+	/**
+	 * How long the last answer of the same view took; Infinity before the first.
+	 * @param {string} path
+	 */
 	milliseconds(path) {
 		return this.durations.get(viewOf(path)) ?? Infinity;
 	}

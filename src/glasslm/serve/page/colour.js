@@ -2,7 +2,7 @@
 
 /** @typedef {"look" | "cost" | "slope"} Quantity */
 
-const NAMES = ["ink", "soft", "faint", "line", "card", "sink", "on", "paper"];
+const NAMES = ["ink", "soft", "line", "card", "sink", "on", "paper"];
 const QUANTITIES = ["look", "cost", "slope"];
 
 const TINTS = 200; // alphas that are told apart

@@ -41,7 +41,11 @@ export function layColumns({ room, gutter, total, glyphs, caret, first }) {
 	return { gutter, width, first: from, count: inSight, total, room, isWide };
 }
 
-/** The left edge of a position's column, from the first one in sight. @param {Columns} c @param {number} t */
+/**
+ * The left edge of a position's column, from the first one in sight.
+ * @param {Columns} c
+ * @param {number} t
+ */
 export const columnX = (c, t) => (t - c.first) * c.width;
 
 /** The positions in sight. @param {Columns} c @returns {number[]} */

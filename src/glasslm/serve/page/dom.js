@@ -3,7 +3,9 @@
 /** @typedef {Node | string | number | null | undefined | false} Child */
 /** @typedef {Child | Child[]} Children */
 /** @typedef {Record<string, (event: any) => void>} Handlers */
-/** @typedef {{[name: string]: any, on?: Handlers, style?: Record<string, string | number>}} Props */
+/**
+ * @typedef {{[name: string]: any, on?: Handlers, style?: Record<string, string | number>}} Props
+ */
 
 const SVG = "http://www.w3.org/2000/svg";
 const SVG_TAGS = new Set(["svg", "path", "line", "circle", "text", "rect", "g", "polyline"]);

@@ -109,7 +109,11 @@ const isClear = (colour) => colour === "transparent" || /(,\s*|\/ )0\)$/.test(co
 
 let gradients = 0;
 
-/** The reference of a linear gradient from left to right. @param {CSSStyleDeclaration} style @param {Element} into */
+/**
+ * The reference of a linear gradient from left to right.
+ * @param {CSSStyleDeclaration} style
+ * @param {Element} into
+ */
 function gradientOf(style, into) {
 	if (!style.backgroundImage.startsWith("linear-gradient")) return null;
 	const gradient = make("linearGradient", { id: `gradient-${++gradients}` });
@@ -121,7 +125,12 @@ function gradientOf(style, into) {
 	return `url(#gradient-${gradients})`;
 }
 
-/** @param {HTMLInputElement} input @param {CSSStyleDeclaration} style @param {DOMRect} box @param {Element} into */
+/**
+ * @param {HTMLInputElement} input
+ * @param {CSSStyleDeclaration} style
+ * @param {DOMRect} box
+ * @param {Element} into
+ */
 function drawSlider(input, style, box, into) {
 	if (input.type !== "range") return;
 	const share = (Number(input.value) - Number(input.min)) / (Number(input.max) - Number(input.min));
@@ -141,7 +150,12 @@ function drawSlider(input, style, box, into) {
 	);
 }
 
-/** The lines of a text node. @param {Text} node @param {CSSStyleDeclaration} style @param {Element} into */
+/**
+ * The lines of a text node.
+ * @param {Text} node
+ * @param {CSSStyleDeclaration} style
+ * @param {Element} into
+ */
 function drawText(node, style, into) {
 	const range = document.createRange();
 	/** @type {{text: string, box: DOMRect}[]} */
@@ -187,7 +201,11 @@ function drawWords(text, style, x, top, box, into) {
 	);
 }
 
-/** A drawing of the page, with what the style sheet gives it. @param {SVGSVGElement} drawing @param {DOMRect} box */
+/**
+ * A drawing of the page, with what the style sheet gives it.
+ * @param {SVGSVGElement} drawing
+ * @param {DOMRect} box
+ */
 function cloneWithStyle(drawing, box) {
 	const clone = /** @type {SVGSVGElement} */ (drawing.cloneNode(true));
 	const originals = [...drawing.querySelectorAll("text")];

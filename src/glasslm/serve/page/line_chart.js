@@ -103,7 +103,12 @@ function curve(line, x, y) {
 	];
 }
 
-/** The names at the ends of the lines, moved apart. @param {Line[]} lines @param {(y: number) => number} y @param {number} bottom */
+/**
+ * The names at the ends of the lines, moved apart.
+ * @param {Line[]} lines
+ * @param {(y: number) => number} y
+ * @param {number} bottom
+ */
 function endNames(lines, y, bottom) {
 	const ends = lines
 		.filter((line) => line.points.length)

@@ -150,7 +150,11 @@ function extraAsks(of) {
 	return ["read", NGRAM, `attention?t=${of.t}`, SCORES, headAsk(of)];
 }
 
-/** The addresses of all that is wanted, the most urgent first. @param {Scene} locked @param {Scene} shown */
+/**
+ * The addresses of all that is wanted, the most urgent first.
+ * @param {Scene} locked
+ * @param {Scene} shown
+ */
 function wantedPaths(locked, shown) {
 	const open = VIEWS.filter((view) => locked.state.open.includes(view.id));
 	const first = ["read", `attention?t=${locked.t}`];

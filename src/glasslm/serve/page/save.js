@@ -129,7 +129,10 @@ async function loadModules() {
 	return modules;
 }
 
-/** The answers for the places of the caret that are saved, by their address. @param {Saving} saving */
+/**
+ * The answers for the places of the caret that are saved, by their address.
+ * @param {Saving} saving
+ */
 async function recordAnswers({ scene, views, texts, tell, extraAsks }) {
 	/** @type {Record<string, string>} */
 	const record = {};

@@ -79,29 +79,19 @@ export class Scene {
 	 *   columns: Columns, answers: import("./api.js").Answers, names: Map<number, string>,
 	 *   runs: Run[]}} given `second`: the second text of Patch; `names`: the texts of tokens
 	 */
-	constructor({
-		shown,
-		run,
-		checkpoint,
-		text,
-		second,
-		secondProblem,
-		columns,
-		answers,
-		names,
-		runs,
-	}) {
+	constructor(given) {
+		const { shown, run, text } = given;
 		this.state = shown;
 		this.run = run;
-		this.runs = runs;
-		this.checkpoint = checkpoint;
+		this.runs = given.runs;
+		this.checkpoint = given.checkpoint;
 		this.text = text;
-		this.second = second;
+		this.second = given.second;
 		/** Why the second text cannot be read; empty where it can. */
-		this.secondProblem = secondProblem;
-		this.columns = columns;
-		this.answers = answers;
-		this.names = names;
+		this.secondProblem = given.secondProblem;
+		this.columns = given.columns;
+		this.answers = given.answers;
+		this.names = given.names;
 		this.length = text.tokens.length;
 		this.layers = run.config.layers;
 		this.heads = run.config.heads;
@@ -109,7 +99,10 @@ export class Scene {
 		this.t = shown.t ?? 0;
 	}
 
-	/** The address of an answer about this checkpoint and text: `attention?t=3`. @param {string} ask */
+	/**
+	 * The address of an answer about this checkpoint and text: `attention?t=3`.
+	 * @param {string} ask
+	 */
 	path(ask) {
 		return this.pathAt(this.checkpoint, ask);
 	}

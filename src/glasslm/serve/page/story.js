@@ -59,7 +59,11 @@ function drawPart(scene, view, part, asks, isOpen, draw) {
 	});
 }
 
-/** @param {View} view @param {number} i @param {{toggle: (id: string) => void, save: (id: string) => void}} tools */
+/**
+ * @param {View} view
+ * @param {number} i
+ * @param {{toggle: (id: string) => void, save: (id: string) => void}} tools
+ */
 function makeSection(view, i, tools) {
 	const title = el(
 		"button",

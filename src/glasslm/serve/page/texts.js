@@ -47,7 +47,11 @@ export class Texts {
 		return null;
 	}
 
-	/** What the server said of a text that it did not take; empty otherwise. @param {Run} run @param {Wanted} wanted */
+	/**
+	 * What the server said of a text that it did not take; empty otherwise.
+	 * @param {Run} run
+	 * @param {Wanted} wanted
+	 */
 	refusal(run, wanted) {
 		return this.refusals.get(keyOf(run, wanted)) ?? "";
 	}
@@ -64,7 +68,12 @@ export class Texts {
 		return names;
 	}
 
-	/** Sends a text. Raises RequestError. @param {Run} run @param {Wanted} wanted @returns {Promise<Text>} */
+	/**
+	 * Sends a text. Raises RequestError.
+	 * @param {Run} run
+	 * @param {Wanted} wanted
+	 * @returns {Promise<Text>}
+	 */
 	async post(run, wanted) {
 		const key = keyOf(run, wanted);
 		const answer = recorded
@@ -91,7 +100,11 @@ export class Texts {
 		return made;
 	}
 
-	/** Sends again the texts with this id, which the server has forgotten. @param {string} id @param {Run[]} runs */
+	/**
+	 * Sends again the texts with this id, which the server has forgotten.
+	 * @param {string} id
+	 * @param {Run[]} runs
+	 */
 	async postAgain(id, runs) {
 		for (const [key, text] of this.known) {
 			const run = runs.find(({ name }) => name === key.split("\0")[0]);
@@ -99,7 +112,12 @@ export class Texts {
 		}
 	}
 
-	/** The answer that a saved page holds of a text, and its name there. @param {Run} run @param {Text} text @returns {[string, object]} */
+	/**
+	 * The answer that a saved page holds of a text, and its name there.
+	 * @param {Run} run
+	 * @param {Text} text
+	 * @returns {[string, object]}
+	 */
 	record(run, text) {
 		const ids = text.tokens.map(({ id }) => id);
 		const answer = { text: text.id, ids, pieces: text.tokens, cut: text.left };

@@ -82,5 +82,9 @@ export function glyphs(text, most = Infinity) {
 /** A token in quotes. @param {string} text */
 export const quoted = (text) => `“${glyphs(text, MAX_GLYPHS)}”`;
 
-/** The name of a layer's head, as in Python: both count from 0. @param {number} l @param {number} h */
+/**
+ * The name of a layer's head, as in Python: both count from 0.
+ * @param {number} l
+ * @param {number} h
+ */
 export const headName = (l, h) => `${l}.${h}`;

@@ -187,7 +187,10 @@ function norms(scene) {
 	return [figure, caption];
 }
 
-/** The norms of all weights: layers down, matrices across; the others below. @param {Scene} scene */
+/**
+ * The norms of all weights: layers down, matrices across; the others below.
+ * @param {Scene} scene
+ */
 function matrices(scene) {
 	const { names, weights } = gradients(scene);
 	const most = Math.max(...Array.from(weights.data));

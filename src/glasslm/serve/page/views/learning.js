@@ -210,7 +210,10 @@ function scoreChart(scene) {
 	});
 }
 
-/** The loss by position in the context, here and at what it is compared with. @param {Scene} scene */
+/**
+ * The loss by position in the context, here and at what it is compared with.
+ * @param {Scene} scene
+ */
 function positionChart(scene) {
 	const compared = comparedWith(scene);
 	const first = keptOf(scene.run)[0];

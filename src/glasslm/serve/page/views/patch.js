@@ -121,7 +121,10 @@ export const patch = {
 	},
 };
 
-/** What each part that is off does to the goal: the token that comes, or the first choice. @param {Scene} scene */
+/**
+ * What each part that is off does to the goal: the token that comes, or the first choice.
+ * @param {Scene} scene
+ */
 function ablations(scene) {
 	const answer = scene.answer(ablateAsk(scene));
 	const { ids, before, logprobs } = answer?.arrays ?? {};
@@ -168,7 +171,10 @@ function editPython(scene, part, goal) {
 	};
 }
 
-/** The grid of all parts: the change of the loss without each; a click switches it off. @param {Scene} scene */
+/**
+ * The grid of all parts: the change of the loss without each; a click switches it off.
+ * @param {Scene} scene
+ */
 function switches(scene) {
 	const { parts, change, goal } = ablations(scene);
 	const { isWide } = scene.columns;
@@ -210,7 +216,13 @@ function switches(scene) {
 	];
 }
 
-/** A button that switches a part off. @param {Scene} scene @param {string} part @param {string} words @param {string} title */
+/**
+ * A button that switches a part off.
+ * @param {Scene} scene
+ * @param {string} part
+ * @param {string} words
+ * @param {string} title
+ */
 function offTool(scene, part, words, title) {
 	const pressed = { "aria-pressed": String(offParts(scene).includes(part)) };
 	return tool(words, () => toggle(part), { ...pressed, title });

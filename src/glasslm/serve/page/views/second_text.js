@@ -15,10 +15,16 @@ const LEAST_RANGE = 0.2; // nats, that a full colour stands for
 const CHANGED = 1e-4; // nats; smaller changes are rounding
 const MOST_LINES = 8; // of the field of the second text
 
-/** The cost of reading the text up to the caret once, in floating-point operations. @param {Scene} scene */
+/**
+ * The cost of reading the text up to the caret once, in floating-point operations.
+ * @param {Scene} scene
+ */
 const passFlops = (scene) => 2 * scene.run.parameters * (scene.t + 1);
 
-/** The token whose loss counts: the one that comes, or at the end the first choice. @param {Scene} scene */
+/**
+ * The token whose loss counts: the one that comes, or at the end the first choice.
+ * @param {Scene} scene
+ */
 export const goalOf = (scene) =>
 	scene.target ?? scene.answer(`ablate?t=${scene.t}`)?.arrays.ids.at(0) ?? 0;
 
@@ -46,7 +52,11 @@ export function secondText(scene) {
 	return el("div", {}, box, scene.second ? copies(scene, scene.second) : null);
 }
 
-/** The first position at which two texts differ. @param {Scene} scene @param {import("../scene.js").Text} second */
+/**
+ * The first position at which two texts differ.
+ * @param {Scene} scene
+ * @param {import("../scene.js").Text} second
+ */
 function firstDifference(scene, second) {
 	const tokens = scene.text.tokens;
 	const at = tokens.findIndex((token, t) => token.id !== second.tokens[t]?.id);
@@ -65,7 +75,12 @@ function patchedRange(scene) {
 /** @param {Scene} scene */
 const portion = (scene) => Math.max(2, Math.min(64, Math.floor(PORTION_FLOPS / passFlops(scene))));
 
-/** The portion that holds a position of a place. @param {Scene} scene @param {number} place @param {number} p */
+/**
+ * The portion that holds a position of a place.
+ * @param {Scene} scene
+ * @param {number} place
+ * @param {number} p
+ */
 function patchAsk(scene, place, p) {
 	const size = portion(scene);
 	const first = Math.floor(p / size) * size;
@@ -85,7 +100,12 @@ export function patchAsks(scene) {
 	return [...asks];
 }
 
-/** The change of the goal's loss by a patch; null where it is not here. @param {Scene} scene @param {number} place @param {number} p */
+/**
+ * The change of the goal's loss by a patch; null where it is not here.
+ * @param {Scene} scene
+ * @param {number} place
+ * @param {number} p
+ */
 export function patched(scene, place, p) {
 	if (!scene.second || p >= scene.second.tokens.length) return null;
 	if (p < firstDifference(scene, scene.second)) return 0;
@@ -135,7 +155,11 @@ function copies(scene, second) {
 	return el("div", {}, tokens, figure, caption);
 }
 
-/** The second text on the ruler's columns, its differences framed. @param {Scene} scene @param {import("../scene.js").Text} second */
+/**
+ * The second text on the ruler's columns, its differences framed.
+ * @param {Scene} scene
+ * @param {import("../scene.js").Text} second
+ */
 function secondTokens(scene, second) {
 	const isDifferent = (/** @type {number} */ t) => scene.text.tokens[t].id !== second.tokens[t]?.id;
 	return alignedMatrix(scene, {

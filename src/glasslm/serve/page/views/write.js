@@ -21,9 +21,15 @@ const CONTEXT = 9; // characters shown before a candidate
  * @typedef {{id: number, p: number, top: [number, number][]}} Written
  */
 
-/** Where the tree of continuations branches: tokens after the caret, by place. @type {Map<string, number[][]>} */
+/**
+ * Where the tree of continuations branches: tokens after the caret, by place.
+ * @type {Map<string, number[][]>}
+ */
 const branches = new Map();
-/** The continuation whose token shows its alternatives. @type {{place: string, path: number[], at: number} | null} */
+/**
+ * The continuation whose token shows its alternatives.
+ * @type {{place: string, path: number[], at: number} | null}
+ */
 let opened = null;
 
 /** @param {Scene} scene */
@@ -278,7 +284,11 @@ function takeAll(scene, full, written) {
 	});
 }
 
-/** The text up to the caret, then these tokens, becomes the text. @param {Scene} scene @param {number[]} path */
+/**
+ * The text up to the caret, then these tokens, becomes the text.
+ * @param {Scene} scene
+ * @param {number[]} path
+ */
 function takeOver(scene, path) {
 	const ids = [...scene.text.tokens.slice(0, scene.t + 1).map(({ id }) => id), ...path];
 	const t = scene.t + path.length;
@@ -345,7 +355,11 @@ function moveAlong(event) {
 	if (sibling?.nodeName === "BUTTON") sibling.focus();
 }
 
-/** What could stand in the place of the opened token. @param {Scene} scene @param {number[]} path */
+/**
+ * What could stand in the place of the opened token.
+ * @param {Scene} scene
+ * @param {number[]} path
+ */
 function alternatives(scene, path) {
 	if (!opened || opened.place !== placeOf(scene) || opened.path.join() !== path.join()) return null;
 	const { at } = opened;
