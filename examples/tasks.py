@@ -166,7 +166,7 @@ def carries(folder: Path) -> Any:
     }  # fmt: skip
     figure, (curves, bars) = new_figure(2)
     style_axes(curves, "Sums of 5 digits", "held-out sums right", PRINT_PALETTE)
-    style_axes(bars, "When half are right, by carries", "", PRINT_PALETTE)
+    style_axes(bars, "Nearest to half right, by carries", "", PRINT_PALETTE)
     orders = (("addition", "highest digit first"), ("addition-reversed", "lowest digit first"))
     for (task, label), colour in zip(orders, (PRINT_PALETTE.validation, PRINT_PALETTE.train)):
         run = train(folder, task, corpus=f"task:{task}", **flags)
