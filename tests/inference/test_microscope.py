@@ -44,9 +44,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "experts": {"n_experts": 3, "experts_per_token": 2, "shared_expert": True},
     "adapters": {"lora_rank": 2, "lora_targets": "v,o,down"},
     "no_norm": {"norm": "none", "position": "alibi"},
+    "parallel": {"residual": "parallel", "attention_pattern": "wfn", "window": 6},
+    "one_norm": {
+        "residual": "parallel_one_norm",
+        "norm": "layernorm",
+        "feedforward": "gelu",
+        "tie_embeddings": False,
+        "bias_targets": "norm,q,k,v,o,mlp,head",
+        "head_dim": 8,
+        "partial_rotary_factor": 0.5,
+    },
+    "gemma": {"norm": "rmsnorm1p", "scale_embeddings": True, "attention_softcap": 4.0},
+    "sandwich": {"norm_position": "sandwich"},
+    "capped": {"logit_softcap": 3.0},
     "post": {"norm_position": "post"},
 }
-ADDITIVE = [name for name in VARIANTS if name != "post"]
+ADDITIVE = [name for name in VARIANTS if name not in ("sandwich", "capped", "post")]
 
 
 def make_run(folder: Path, **changes: Any) -> Path:
@@ -188,7 +201,7 @@ def test_the_last_lens_is_the_output(folders: dict[str, Path], engine: str, vari
     recorded, _ = open_case(folders, engine, variant)
     result, logprobs = lens.read_lens(recorded), recorded.log_probabilities
     assert result.places[-1] == f"blocks.{SMALL['n_layers'] - 1}"
-    assert len(result.places) == (4 if variant == "post" else 7)
+    assert len(result.places) == (4 if variant in ("post", "sandwich") else 7)
     assert result.top_ids[-1].tolist() == logprobs.argmax(-1).tolist()
     np.testing.assert_allclose(result.top_logprobs[-1], logprobs.max(-1), atol=1e-5)
     nats = recorded.model.losses(TEXT)
@@ -246,6 +259,10 @@ def test_a_head_of_the_last_layer_has_no_effect_but_its_contribution(
 
 
 def test_what_has_no_additive_parts_is_refused(folders: dict[str, Path]) -> None:
+    for variant, reason in (("sandwich", "norm-position sandwich"), ("capped", "logit-softcap")):
+        recorded, weights = open_case(folders, "numpy", variant)
+        with pytest.raises(InputError, match=reason):
+            contributions.contributions(recorded, weights, 3, np.array([1]))
     recorded, weights = open_case(folders, "numpy", "post")
     with pytest.raises(InputError, match="norm-position post"):
         contributions.contributions(recorded, weights, 3, np.array([1]))

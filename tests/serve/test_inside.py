@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ pytest.importorskip("httpx")
 from inside_client import InsideClient, View, looking_at
 from server_process import make_byte_run, save_step
 
-from glasslm.config.schema import ModelConfig
+from glasslm.config.model_config import FeedForward, ModelConfig, Norm, NormPosition, Residual
 from glasslm.inference.sampling import Sampling, log_probabilities, probabilities
 from glasslm.inference.trained_model import Model, load_model
 from glasslm.runs import run_folder
@@ -376,11 +376,12 @@ def test_every_marker_is_found_and_every_derivation_is_a_heading() -> None:
     headings = {line.lstrip("# ").strip("`") for line in lines if line.startswith("#")}
     configs = [
         ModelConfig(feedforward=feedforward, norm=norm, norm_position=position, n_experts=experts)
-        for feedforward in ("swiglu", "geglu", "gelu", "relu", "relu2")
-        for norm in ("rmsnorm", "layernorm", "none")
-        for position in ("pre", "post")
+        for feedforward in get_args(FeedForward)
+        for norm in get_args(Norm)
+        for position in get_args(NormPosition)
         for experts in (0, 2)
     ]
+    configs += [ModelConfig(residual=residual) for residual in get_args(Residual)]
     for kind in {kind for config in configs for kind in source_kinds(config)}:
         assert kind.derivation in headings
         for place in (*kind.numpy, *kind.torch):

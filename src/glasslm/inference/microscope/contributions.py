@@ -43,6 +43,11 @@ def require_additive(config: RunConfig) -> None:
             f"a norm follows each sublayer (--norm-position {position}), so the stream is no sum "
             "of what the parts write"
         )
+    if config.model.logit_softcap:
+        raise InputError(
+            "the logits are limited by a tanh (--logit-softcap), so they are no sum of what the "
+            "parts add"
+        )
     if config.operations.ops:
         raise InputError(
             f"operations of {config.operations.ops} compute this model: what they do to a sum is "
@@ -125,7 +130,7 @@ def logit_directions(
         return rows, np.zeros(len(rows))
     bias = weights.get("norm.bias")
     constant = np.zeros(len(rows)) if bias is None else rows @ bias.astype(np.float64)
-    rows = rows * weights["norm.weight"].astype(np.float64)
+    rows = rows * norm_gain(recorded, weights, "norm")
     if c.norm == "layernorm":
         stream = stream - stream.mean()
         rows = rows - rows.mean(-1, keepdims=True)  # the mean of each part is taken away, too
@@ -187,6 +192,12 @@ def apply_norm(recorded: RecordedPass, weights: Weights, name: str, x: Array) ->
     if c.norm == "layernorm":
         x = x - x.mean(-1, keepdims=True)
     y = x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps)
-    y = y * weights[f"{name}.weight"].astype(np.float64)
+    y = y * norm_gain(recorded, weights, name)
     bias = weights.get(f"{name}.bias")
     return y if bias is None else y + bias.astype(np.float64)
+
+
+def norm_gain(recorded: RecordedPass, weights: Weights, name: str) -> Array:
+    """(D,): the gain of the norm `name`, in float64."""
+    weight: Array = weights[f"{name}.weight"].astype(np.float64)
+    return 1 + weight if recorded.config.norm == "rmsnorm1p" else weight
