@@ -41,7 +41,6 @@
 /** @typedef {import("./columns.js").Columns} Columns */
 /** @typedef {import("./state.js").State & import("./state.js").Preview} Shown */
 /** @typedef {import("./arrays.js").Answer} Answer */
-/** @typedef {import("./api.js").RequestError} RequestError */
 /** @typedef {import("./dom.js").Child} Child */
 /** @typedef {(string | number)[][]} Rows the first row names the columns */
 

@@ -19,7 +19,6 @@
  * @property {number} temperature
  * @property {number} topK 0: all
  * @property {number} topP
- * @property {number} minP
  * @property {number} lr of the step in Backward
  * @property {string | null} other second text of Patch; null: none yet
  * @property {string | null} against what Learning compares with: `run@step`; null: nothing
@@ -44,16 +43,13 @@ export const DEFAULTS = Object.freeze({
 	temperature: 0.8,
 	topK: 0,
 	topP: 1,
-	minP: 0,
 	lr: 0.01,
 	other: null,
 	against: null,
 	theme: null,
 });
 
-const NUMBERS = new Set(
-	"t layer head step candidate rival temperature topK topP minP lr".split(" "),
-);
+const NUMBERS = new Set("t layer head step candidate rival temperature topK topP lr".split(" "));
 const LONGEST_IN_ADDRESS = 4000; // characters; a longer text is not kept by a reload
 const ADDRESS_DELAY_MS = 120; // browsers limit how often an address may change
 

@@ -6,6 +6,7 @@ import { el } from "../dom.js";
 import { legend, number, segments, strong } from "../figure_parts.js";
 import { headDoes, headScore, KINDS, SCORES } from "../head_names.js";
 import { drawPattern, headPattern } from "../pattern.js";
+import { headAsk } from "../rail.js";
 import { store } from "../state.js";
 import { asTable } from "../table.js";
 import { count, fixed, glyphs, headName, percent, quoted, score } from "../words.js";
@@ -245,9 +246,6 @@ function describeWeight(scene, { layer, head }, t) {
 	const weight = fixed(weights(scene)?.at(layer, head, t) ?? NaN, 3);
 	return [`${weight} on ${text}, ${scene.t - t} back`, `${name} · click: where it comes from`];
 }
-
-/** @param {Scene} scene */
-const headAsk = (scene) => `head?layer=${scene.state.layer}&head=${scene.state.head}`;
 
 /** The selected head at full size, with its tokens. @param {Scene} scene */
 function oneHead(scene) {

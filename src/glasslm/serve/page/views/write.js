@@ -37,8 +37,8 @@ const placeOf = (scene) => `${scene.checkpoint.hash} ${scene.text.id} ${scene.t}
 
 /** @param {Scene} scene */
 function sampling(scene) {
-	const { temperature, topK, topP, minP } = scene.state;
-	return `temperature=${temperature}&top_k=${topK}&top_p=${topP}&min_p=${minP}`;
+	const { temperature, topK, topP } = scene.state;
+	return `temperature=${temperature}&top_k=${topK}&top_p=${topP}`;
 }
 
 /** @param {Scene} scene */
