@@ -23,6 +23,9 @@ class LazyArrays(Mapping[str, Array]):
             raise KeyError(name)
         return self._read(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # that of Mapping would read the array
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
 
