@@ -135,8 +135,13 @@ class TorchEngine:
     @memory_errors()
     def optimizer(self) -> Optimizer:
         """Created when training starts, because inference needs no moments."""
+        is_bf16 = self.precision == "bf16"
         return Optimizer(
-            self.trained_parameters, self.table, self.config.optimizer, self.operations
+            self.trained_parameters,
+            self.table,
+            self.config.optimizer,
+            self.operations,
+            muon_dtype=torch.bfloat16 if is_bf16 else self.master_dtype,
         )
 
     @torch.no_grad()
