@@ -74,7 +74,7 @@ def test_the_second_run_reads_what_the_first_wrote(
     monkeypatch.setattr(dataset_module, "_build_dataset", None)  # a second build would now fail
     second = prepare_text(tmp_path, text, data)
     third = prepare_dataset(data, source_of(tmp_path, text, "moved.txt"), quiet, second.tokenizer)
-    for again in (second, third, reopen_dataset(first.sha256)):
+    for again in (second, third, reopen_dataset(data, first.sha256)):
         assert again is not None
         assert again.test is not None
         assert first.test is not None

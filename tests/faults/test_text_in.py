@@ -179,7 +179,7 @@ def test_any_damage_is_found_and_repaired(text: Path, cache: Path) -> None:
                 (folder / name).unlink()
             else:
                 (folder / name).write_bytes(damage)
-            assert reopen_dataset(folder.name) is None
+            assert reopen_dataset(data, folder.name) is None
             prepare_dataset(data, source, quiet)
             assert shard_bytes(folder) == whole
 

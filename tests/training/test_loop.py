@@ -130,7 +130,7 @@ def test_the_loss_on_the_line_is_that_of_the_batch(text: Path, tmp_path: Path) -
     """Computed here from the batch of step 0 and the initial weights."""
     run = train(text, tmp_path / "run", max_steps=1).run_dir
     config = run_folder.Run(run).config
-    dataset = reopen_dataset(run_folder.Run(run).record["data"]["sha256"])
+    dataset = reopen_dataset(config.data, run_folder.Run(run).record["data"]["sha256"])
     assert dataset is not None
     engine = NumpyEngine(config, dataset.tokenizer.vocab_size, threads=1)
     engine.load(checkpoint.load(run, 0).weights().items())

@@ -20,7 +20,9 @@ from glasslm.runs.metrics import comparable_lines, eval_lines, sample_lines
 from glasslm.runs.run_folder import Run
 from glasslm.text import ignore_message
 from glasslm.training import launch
+from glasslm.training.fine_tuning import BaseRun
 from small_runs import COMPUTE, SMALL, without_report
+from tuned_runs import finetune
 
 TASK = {
     "corpus": "task:sort", "task_size": 4, "task_line": 10, "block_size": 10,
@@ -108,3 +110,26 @@ def test_the_report_shows_the_answers_by_size(run):
     page = (run.path / "report.md").read_text(encoding="utf-8")
     assert "Does the model solve the task?" in page
     assert "4 letters" in page
+
+
+def test_forgetting_of_a_task_is_that_of_its_answers(tmp_path):
+    """Two lengths of context that hold one example each; the first is that of the base."""
+    base = train(tmp_path / "base", task_examples=320, max_steps=20, eval_interval=20)
+    characters = sorted(set(base.tokenizer.decode(range(base.tokenizer.vocab_size))) - set("\n="))
+    text = tmp_path / "new.txt"
+    text.write_text("".join(characters + characters[::-1]) * 100, encoding="utf-8")
+    best = min(eval_lines(base.metrics()), key=lambda line: line["loss"])
+    for block_size in (10, 19):
+        tuned = finetune(
+            base.path, text, tmp_path / str(block_size), block_size=block_size, max_steps=1
+        )
+        old = eval_lines(Run(tuned).metrics(), "old")[0]
+        assert old["loss"] == pytest.approx(best["loss"], rel=1e-5)
+        assert old["accuracy"] == best["accuracy"]
+        assert "train_accuracy" not in old
+
+
+def test_forgetting_needs_a_context_that_holds_an_example(run):
+    notes: list[str] = []
+    assert BaseRun(str(run.path)).old_text(9, notes.append) is None
+    assert "give --block-size 10 or more" in notes[0]

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import DataConfig
-from glasslm.data.dataset import Dataset
 from glasslm.data.tasks import catalogue
 from glasslm.data.token_file import NO_TARGET
 from glasslm.data.tokenizers import Tokenizer
@@ -73,16 +72,3 @@ def require_whole_examples(data: DataConfig, block_size: int) -> None:
             f"--block-size is {block_size}, but an example of {data.corpus} has {length} tokens: "
             f"give --block-size {length}, or a multiple of it"
         )
-
-
-def first_question(dataset: Dataset, answers: AnswerFormat | None) -> str | list[int]:
-    """The first question of the validation part; empty for texts that have none.
-
-    That of a task has its "="; that of a conversation is in tokens.
-    """
-    if dataset.val.conversations is not None:
-        return dataset.val.conversations.first_question(dataset.val.tokens)
-    if answers is None:
-        return ""
-    line = dataset.tokenizer.decode(dataset.val.tokens[: answers.line_length])
-    return line.partition("=")[0] + "="

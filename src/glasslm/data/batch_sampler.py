@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from glasslm.config.schema import RunConfig
-from glasslm.data.answer_targets import AnswerFormat, answer_format
+from glasslm.data.answer_targets import AnswerFormat
 from glasslm.data.chat.conversation_rows import ConversationRows, RowSampler
 from glasslm.data.dataset import Dataset
 from glasslm.data.permutation import FEISTEL_ROUNDS, draw_keys, make_philox, permute_indices
@@ -104,5 +104,5 @@ def make_sampler(config: RunConfig, dataset: Dataset) -> Sampler:
         train.batch_size,
         train.seed,
         epochs=train.epochs is not None,
-        answers=answer_format(config.data, dataset.tokenizer),
+        answers=dataset.train.answers,
     )

@@ -24,6 +24,7 @@ from glasslm import files
 from glasslm.config.data_config import END_OF_TEXT
 from glasslm.config.schema import DataConfig
 from glasslm.data import dataset_notes, tokenizers
+from glasslm.data.answer_targets import AnswerFormat, answer_format
 from glasslm.data.cache import cache_dir, explain_write_errors
 from glasslm.data.chat.conversation_rows import Conversations, read_conversations
 from glasslm.data.sources import corpora
@@ -49,6 +50,7 @@ class Split:
     tokens: Tokens  # (N,)
     bytes: int  # of its text
     conversations: Conversations | None = None
+    answers: AnswerFormat | None = None  # of a synthetic task
 
 
 @dataclass(frozen=True)
@@ -80,36 +82,40 @@ def prepare_dataset(
     with explain_write_errors(folder), lock_folder(folder, notify):
         dataset = None
         if tokenizer is not None:
-            dataset = reopen_dataset(_identity(data, source, tokenizer))
+            dataset = reopen_dataset(data, _identity(data, source, tokenizer))
         elif recipe is not None and recipe.is_file():
-            dataset = reopen_dataset(recipe.read_text(encoding="utf-8", errors="replace"))
+            dataset = reopen_dataset(data, recipe.read_text("utf-8", errors="replace"))
         if dataset is None:
             key = _build_dataset(folder, data, source, notify, tokenizer, unused)
             if recipe is not None:
                 files.write_atomic(recipe, key.encode())
-            dataset = reopen_dataset(key)
+            dataset = reopen_dataset(data, key)
             assert dataset is not None, f"tokens just written to {folder / key} do not verify"
     dataset_notes.notify_special_tokens(dataset.facts, data, notify)
     dataset_notes.notify_validation_files(source, dataset.facts, notify)
     if tokenizer is None and data.tokenizer == "bpe":
         dataset_notes.notify_small_vocabulary(dataset.tokenizer.vocab_size, data.vocab_size, notify)
-    return replace(
-        dataset, facts=dataset.facts | {"files": [asdict(file) for file in source.files]}
-    )
+    own_files = [asdict(file) for file in source.files]
+    return replace(dataset, facts=dataset.facts | {"files": own_files})
 
 
-def reopen_dataset(data_sha256: str) -> Dataset | None:
-    """The dataset of this identity; None if the cache does not have it or it is damaged."""
+def reopen_dataset(data: DataConfig, data_sha256: str) -> Dataset | None:
+    """The dataset of this identity; None if the cache does not have it or it is damaged.
+
+    `data` says which task it is of.
+    """
     folder = cache_dir("tokens") / data_sha256
     try:
         files.verify_folder(folder)
         tokenizer = tokenizers.read_tokenizer(folder / "tokenizer.json")
         facts, dtype = files.read_json(folder / "facts.json"), token_dtype(tokenizer.vocab_size)
+        answers = answer_format(data, tokenizer)
         parts = {
             name: Split(
                 TokenFile(folder / f"{name}.bin", dtype),
                 facts[f"{name}_bytes"],
                 read_conversations(folder, name, facts),
+                answers,
             )
             for name in ("train", "val", "test")
             if f"{name}_tokens" in facts
@@ -130,7 +136,7 @@ def load_run_dataset(
     `facts` is the "data" of its run.json. Raises DamagedError when the text is missing or has
     changed.
     """
-    dataset = reopen_dataset(facts["sha256"])
+    dataset = reopen_dataset(data, facts["sha256"])
     if dataset is None:
         source = corpora.find_run_source(data, facts, notify)
         dataset = prepare_dataset(data, source, notify, tokenizer)
@@ -205,8 +211,7 @@ def _recipe_name(data: DataConfig, source: Source) -> str:
         data.val_fraction,
         data.test_fraction,
         *tokenizer,
-        *_document_settings(data),
-        *_task_settings(data),
+        *_text_settings(data),
     )
 
 
@@ -218,21 +223,16 @@ def _identity(data: DataConfig, source: Source, tokenizer: Tokenizer) -> str:
         data.val_fraction,
         data.test_fraction,
         tokenizer.sha256,
-        *_document_settings(data),
-        *_task_settings(data),
+        *_text_settings(data),
     )
 
 
-def _document_settings(data: DataConfig) -> list[Any]:
-    """The settings that decide where documents end; empty without ends, as in older versions."""
-    if not data.used_special_tokens:
-        return []
-    return [list(data.used_special_tokens), data.document_separator]
-
-
-def _task_settings(data: DataConfig) -> list[Any]:
-    """The settings of a task that decide where the text is split; empty for other texts."""
-    return [data.task, line_length(data)] if data.task else []
+def _text_settings(data: DataConfig) -> list[Any]:
+    """The settings that decide where documents or a task's examples end; empty without either."""
+    if data.task:
+        return [data.task, line_length(data)]
+    tokens = list(data.used_special_tokens)
+    return [tokens, data.document_separator] if tokens else []
 
 
 def _unused_special_tokens(data: DataConfig, tokenizer: Tokenizer | None) -> tuple[str, ...]:

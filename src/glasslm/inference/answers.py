@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.data.answer_targets import AnswerFormat, answer_format, require_whole_examples
+from glasslm.data.answer_targets import AnswerFormat, require_whole_examples
 from glasslm.data.dataset import Split
 from glasslm.data.tasks.task import Example
 from glasslm.data.token_file import NO_TARGET, Tokens
@@ -98,7 +98,7 @@ def score_own_text(model: Model, split: Split, notify: Notify = ignore_message) 
     require_whole_examples(data, c.block_size)
     return score_windows(
         model.engine,
-        evaluation.split_windows(split, c, answer_format(data, model.tokenizer)),
+        evaluation.split_windows(split, c),
         model.tokenizer.scored_bytes,
         rows=WINDOWS_PER_CALL,
         notify=notify,

@@ -113,11 +113,15 @@ class AnswerWindows:
         return self.rows.read(self.tokens, indices)
 
 
-def split_windows(split: Split, c: ModelConfig, answers: AnswerFormat | None = None) -> Windows:
-    """The windows of a split: of its text, or of the answers in its conversations."""
-    if split.conversations is None:
-        return TextWindows(split.tokens, c.block_size, answers)
-    return AnswerWindows(split.tokens, ConversationRows(split.conversations, c))
+def split_windows(split: Split, c: ModelConfig) -> Windows:
+    """The windows of a split: of its text, or of the answers in its conversations or examples.
+
+    Those of a task hold whole examples.
+    """
+    if split.conversations is not None:
+        return AnswerWindows(split.tokens, ConversationRows(split.conversations, c))
+    rest = c.block_size % split.answers.line_length if split.answers else 0
+    return TextWindows(split.tokens, c.block_size - rest, split.answers)
 
 
 def evaluate(

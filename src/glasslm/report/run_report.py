@@ -187,7 +187,7 @@ def _context(run: Run, time_share: float) -> dict[str, Any]:
 def cached_dataset(run: Run) -> Dataset | None:
     """The tokens of the run's text if they are in the cache; a report does not prepare them."""
     try:
-        return reopen_dataset(run.record.get("data", {}).get("sha256", ""))
+        return reopen_dataset(run.config.data, run.record.get("data", {}).get("sha256", ""))
     except (DamagedError, InputError):  # the cache folder cannot be made
         return None
 

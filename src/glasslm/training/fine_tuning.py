@@ -111,16 +111,25 @@ class BaseRun:
                 "--document-separator, or train a new model"
             )
 
-    def old_text(self, notify: Notify) -> Split | None:
-        """The base run's validation split; None, with a note, where its text is missing."""
+    def old_text(self, block_size: int, notify: Notify) -> Split | None:
+        """The base run's validation split.
+
+        None, with a note, where its text is missing, or it is a task and `block_size` tokens hold
+        no example.
+        """
+        not_measured = f"note: forgetting of the text of {self.run.path} is not measured, because"
         try:
-            return self.run.dataset(notify).val
+            split = self.run.dataset(notify).val
         except (DamagedError, InputError) as error:
+            notify(f"{not_measured} the text is missing: {error}")
+            return None
+        if split.answers is not None and split.answers.line_length > block_size:
             notify(
-                f"note: forgetting of the text of {self.run.path} is not measured, because the "
-                f"text is missing: {error}"
+                f"{not_measured} its examples have {split.answers.line_length} tokens: "
+                f"give --block-size {split.answers.line_length} or more"
             )
             return None
+        return split
 
 
 def fine_tuning_config(base: BaseRun, with_adapters: bool) -> RunConfig:

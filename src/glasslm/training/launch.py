@@ -351,7 +351,7 @@ def _run_loop(
 ) -> Outcome:
     """Run the loop inside its log, display and trackers; the log always ends with an `end` line."""
     run, engine, position = setup.run, setup.engine, setup.position
-    old_text = setup.base.old_text(notify) if setup.base else None
+    old_text = setup.base.old_text(run.config.model.block_size, notify) if setup.base else None
     log = MetricsLog(run.path / "metrics.jsonl", *(position.metrics_position if position else ()))
     setup.display.show_earlier(run.metrics())
     with (

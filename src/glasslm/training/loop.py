@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from glasslm.data.answer_targets import first_question
 from glasslm.data.batch_sampler import make_sampler
 from glasslm.data.dataset import Dataset, Split
 from glasslm.engines.protocol import Batch, Engine, Losses, Update
@@ -37,7 +36,7 @@ from glasslm.training.memory import peak_memory_bytes
 from glasslm.training.preference.opening import open_objective
 from glasslm.training.preference.warning_signs import PreferenceMonitor
 from glasslm.training.run_files import RunFiles
-from glasslm.training.sample_line import sample_line
+from glasslm.training.sample_line import first_question, sample_line
 from glasslm.training.spikes import record_spike
 from glasslm.training.step_line import step_line
 from glasslm.training.time_limit import TimeLimit, no_limit
@@ -286,11 +285,11 @@ class Loop:
             require_time()
 
         T, rows = self.config.model.block_size, self.engine.micro_batch_size * EVALUATION_BATCH
-        answers = None if split is self.old_text else self.sampler.answers
+        train_tokens = None if split is self.old_text else self.dataset.train.tokens
         score = partial(
-            score_windows, self.engine, split_windows(split, self.config.model, answers),
+            score_windows, self.engine, split_windows(split, self.config.model),
             self.dataset.tokenizer.scored_bytes,
-            train_tokens=self.dataset.train.tokens, rows=rows, max_windows=max_windows,
+            train_tokens=train_tokens, rows=rows, max_windows=max_windows,
             check_interrupt=check_interrupt, notify=self.display.note,
         )  # fmt: skip
         # One of its batches takes a third of a training step, which has a backward pass.
@@ -298,7 +297,7 @@ class Loop:
 
     def sample(self) -> None:
         """Generate and log a text."""
-        prompt = first_question(self.dataset, self.sampler.answers)
+        prompt = first_question(self.dataset)
         tokenizer, check_interrupt = self.dataset.tokenizer, self.interrupt.check
         line = sample_line(self.step, self.engine, tokenizer, self.config, check_interrupt, prompt)
         self.sampled_at, self.saved_at = self.step, -1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from glasslm.config.schema import RunConfig
+from glasslm.data.dataset import Dataset
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.protocol import Engine
 from glasslm.inference import generation
@@ -50,3 +51,17 @@ def sample_line(
         "temperature": SAMPLE_TEMPERATURE,
         "seed": seed,
     }
+
+
+def first_question(dataset: Dataset) -> str | list[int]:
+    """The first question of the validation part; empty for texts that have none.
+
+    That of a task has its "="; that of a conversation is in tokens.
+    """
+    val = dataset.val
+    if val.conversations is not None:
+        return val.conversations.first_question(val.tokens)
+    if val.answers is None:
+        return ""
+    line = dataset.tokenizer.decode(val.tokens[: val.answers.line_length])
+    return line.partition("=")[0] + "="

@@ -42,11 +42,11 @@ def prepare_chat_dataset(
         vocabulary.tokenizer.sha256, dict(sorted(vocabulary.settings.items())),
     )  # fmt: skip
     with explain_write_errors(folder), lock_folder(folder, notify):
-        dataset = reopen_dataset(key)
+        dataset = reopen_dataset(data, key)
         if dataset is None:
             contents = _encode(data, source, vocabulary, key, notify)
             files.write_folder(folder / key, contents)
-            dataset = reopen_dataset(key)
+            dataset = reopen_dataset(data, key)
             assert dataset is not None, f"tokens just written to {folder / key} do not verify"
     own_files = [asdict(file) for file in source.files]
     return replace(dataset, facts=dataset.facts | {"files": own_files})
@@ -59,7 +59,7 @@ def load_chat_dataset(
 
     `facts` is the "data" of its run.json. Raises DamagedError where they are missing or changed.
     """
-    dataset = reopen_dataset(facts["sha256"])
+    dataset = reopen_dataset(data, facts["sha256"])
     if dataset is not None:
         return dataset
     try:

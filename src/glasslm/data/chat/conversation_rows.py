@@ -120,8 +120,6 @@ class RowSampler:
     Each pass visits every row once, in an order of its own.
     """
 
-    answers = None  # those of a synthetic task
-
     def __init__(self, rows: ConversationRows, batch_size: int, seed: int) -> None:
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
 
