@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from glasslm.config.schema import PreferenceConfig
 from glasslm.interop import card_example, card_front_matter, card_paths, model_card, model_export
 from glasslm.interop.model_export import ModelExport
 from glasslm.runs.metrics import MetricsLog
@@ -377,3 +378,26 @@ def test_a_fine_tuned_run_names_its_base(run_dir: Path, tmp_path: Path) -> None:
     assert 2.5 not in [
         result.metric_value for result in read(text).data.eval_results
     ]  # of another text
+
+
+def test_the_objective_of_preference_tuning_is_no_cross_entropy(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    line = {"kind": "eval", "split": "val", "tokens": 9, "bytes": 0, "whole": True, "best": True}
+    old = line | {"split": "old", "loss": 2.5, "perplexity": 12.2, "bpb": 3.6, "best": False}
+    for held_out, settings, unit in (
+        ("pairs", PreferenceConfig("pairs.jsonl"), "nats per pair"),
+        ("prompts", PreferenceConfig(reward="addition"), "1 - reward"),
+    ):
+        line |= {"loss": 0.5, "perplexity": None, "bpb": None, "preference": {"accuracy": 0.75}}
+        model = copy_run(run_dir, tmp_path / held_out, {}, [line, old])
+        config = dataclasses.replace(model.run.config, preference=settings)
+        model.run.config = config  # type: ignore[misc]
+        text = model_card.render_card(model, None)
+        assert f"On held-out {held_out}" in text
+        assert f"| loss ({unit}) | 0.5000 |" in text
+        assert "| accuracy | 0.750 |" in text
+        assert "text of the base run | 2.5000" in text
+        assert "| the validation text |" not in text
+        assert "gzip" not in text
+        assert "model-index" not in text

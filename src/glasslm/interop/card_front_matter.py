@@ -52,10 +52,15 @@ def front_matter(export: ModelExport, evals: Mapping[Split, EvalLine]) -> str:
 def _model_index(
     export: ModelExport, dataset: str | None, evals: Mapping[Split, EvalLine]
 ) -> list[str]:
-    """The results as the Hub's model-index: a list of metrics for each split of the text."""
+    """The results as the Hub's model-index: a list of metrics for each split of the text.
+
+    The loss of preference tuning is no cross-entropy and is left out.
+    """
     name = text_name(export.run.config.data)
     results = []
-    for split in [split for split in HUB_SPLITS if split in evals]:
+    for split in HUB_SPLITS:
+        if split not in evals or "preference" in evals[split]:
+            continue
         line: Mapping[str, object] = evals[split]
         metrics = [
             f"    - type: {metric}\n      name: {meaning}\n      value: {format_yaml_number(value)}"

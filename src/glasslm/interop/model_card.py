@@ -244,6 +244,11 @@ def _training(export: ModelExport, lines: list[Line]) -> list[str]:
 def _results(export: ModelExport, evals: Mapping[Split, EvalLine]) -> list[str]:
     if not evals:
         return ["The model was not measured at this step."]
+    tuned = [line for line in evals.values() if "preference" in line]
+    if tuned:
+        evals = {split: line for split, line in evals.items() if "preference" not in line}
+        parts = _preference_results(export, tuned[0])
+        return [*parts, *_results(export, evals)] if evals else parts
     is_chat = export.run.config.data.chat is not None
     rows = [
         (
@@ -281,8 +286,19 @@ def _results(export: ModelExport, evals: Mapping[Split, EvalLine]) -> list[str]:
     return [_table(rows, header), explanation]
 
 
+def _preference_results(export: ModelExport, line: EvalLine) -> list[str]:
+    """The held-out score of preference tuning, whose loss is no cross-entropy."""
+    settings = export.run.config.preference
+    rows = [(f"loss ({report_tables.loss_unit(settings)})", format_number(line["loss"], ".4f"))]
+    rows += [(name, format_number(value, ".3f")) for name, value in line["preference"].items()]
+    held_out = "prompts" if settings.reward else "pairs"
+    return [f"On held-out {held_out}, which training did not see:", _table(rows)]
+
+
 def _baseline_rows(export: ModelExport) -> list[tuple[str, str, str]]:
-    """Rows of baseline, bits per byte, extent; empty if the text is not cached."""
+    """Rows of baseline, bits per byte, extent; empty if the text is not cached or not learned."""
+    if export.run.config.preference.is_active:
+        return []
     dataset = run_report.cached_dataset(export.run)
     if dataset is None or dataset.val.conversations:  # the loss of answers is no loss of a text
         return []
