@@ -13,7 +13,7 @@ import pytest
 
 from glasslm.cli import finetune
 from glasslm.config.conversion import to_dict, with_flags
-from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.config.schema import ComputeConfig, DataConfig, RunConfig
 from glasslm.engines import memory_estimate
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.diagnosis.replay import replay_step
@@ -266,6 +266,13 @@ def test_the_command_has_the_recipe_and_refuses_a_study(additions: Path, pairs: 
         finetune.main([str(additions), "--reward", "addition", "--study", "rank"])
     with pytest.raises(InputError, match="both --preferences and --reward"):
         finetune.parse([str(additions), "--reward", "names", "--preferences", str(pairs)])
+
+
+def test_a_chat_is_refused_because_its_template_is_not_written(additions: Path) -> None:
+    config = tuning_config(additions, reward="addition")
+    chat = dataclasses.replace(config, data=DataConfig(chat="chat.jsonl"))
+    with pytest.raises(InputError, match=r"--reward .* template .* base of plain text"):
+        opening.require_tunable(chat)
 
 
 def test_the_first_weights_are_part_of_the_memory(additions: Path) -> None:

@@ -32,6 +32,11 @@ def require_tunable(config: RunConfig) -> None:
         raise InputError(f"{flag} tunes a trained model: use `glasslm finetune RUN {flag} ...`")
     if count_ranks() > 1:
         raise InputError(f"{flag} runs in one process: start it without torchrun")
+    if config.data.chat is not None:
+        raise InputError(
+            f"{flag} writes a prompt without the template of a chat, and the base learned "
+            "conversations: tune a base of plain text, which `glasslm finetune --chat` can follow"
+        )
     if train.epochs is not None:
         raise InputError(f"--epochs counts a text, and {flag} has none: give --max-steps")
     # The nats of the current and of the first weights are compared, so both are of one function.
