@@ -275,6 +275,20 @@ def test_a_chat_is_refused_because_its_template_is_not_written(additions: Path) 
         opening.require_tunable(chat)
 
 
+def test_experts_are_tuned_without_their_auxiliary_losses(pairs: Path, tmp_path: Path) -> None:
+    few = BASE_FLAGS | {"max_steps": 2, "eval_interval": 2, "n_experts": 2, "experts_per_token": 1}
+    with without_report():
+        config = small_config(pairs.parent / "sums.txt", **few)
+        launch.train(config, COMPUTE, tmp_path / "base", notify=ignore_message)
+    assert config.optimizer.balance_loss > 0
+    run = tune(tmp_path / "base", tmp_path / "run", preferences=str(pairs), max_steps=1)
+    optimizer = run.config.optimizer
+    assert (optimizer.balance_loss, optimizer.router_z_loss) == (0, 0)
+    for name in opening.ROUTER_LOSSES:
+        with pytest.raises(InputError, match=f"{name} is 0.1: expected 0 with --preferences"):
+            tune(tmp_path / "base", tmp_path / "other", preferences=str(pairs), **{name: 0.1})
+
+
 def test_the_first_weights_are_part_of_the_memory(additions: Path) -> None:
     tuned = tuning_config(additions, reward="addition")
     plain = dataclasses.replace(tuned, preference=type(tuned.preference)())

@@ -168,6 +168,9 @@ def preference_tuning_config(base: BaseRun, with_adapters: bool) -> RunConfig:
     Dropout and the auxiliary terms are off. The text is that on which forgetting is measured.
     """
     config = fine_tuning_config(base, with_adapters)
+    if config.model.n_experts:
+        optimizer = dataclasses.replace(config.optimizer, balance_loss=0.0, router_z_loss=0.0)
+        config = dataclasses.replace(config, optimizer=optimizer)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, dropout=0.0, attention_dropout=0.0),

@@ -21,6 +21,8 @@ from glasslm.training.preference.objective import (
 )
 from glasslm.training.preference.rewards import make_reward
 
+ROUTER_LOSSES = ("balance_loss", "router_z_loss")  # of a mixture of experts
+
 
 def require_tunable(config: RunConfig) -> None:
     """Raise InputError for settings that preference tuning cannot use; others pass."""
@@ -46,6 +48,7 @@ def require_tunable(config: RunConfig) -> None:
         (config.optimizer, "ema"),
         (config.optimizer, "label_smoothing"),
         (config.optimizer, "z_loss"),
+        *[(config.optimizer, name) for name in ROUTER_LOSSES if config.model.n_experts],
     ):
         require(not getattr(part, name), name, getattr(part, name), f"0 with {flag}")
     B, G = train.batch_size, settings.group_size
