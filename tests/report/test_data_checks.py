@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from glasslm.data.answer_targets import AnswerFormat
 from glasslm.data.baselines import trained_baselines
 from glasslm.data.dataset import Dataset, Split
 from glasslm.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, train_bpe
@@ -57,6 +59,16 @@ def test_natural_text_passes_every_check() -> None:
     assert [finding.verdict for finding in found.values()] == ["ok", "ok", "ok"]
     assert "(0.0%)" in found[data_checks.LEAKAGE].evidence
     assert "the model 0.50" in found[data_checks.BASELINES].evidence
+
+
+def test_the_loss_of_answers_is_not_compared_with_that_of_a_text() -> None:
+    dataset = dataset_of("ab=ab\n" * 300, "ba=ba\n" * 30)
+    answers = AnswerFormat(mark=1, line_end=0, line_length=6)
+    dataset = replace(dataset, train=replace(dataset.train, answers=answers))
+    found = data_checks.check_data(dataset, ["ab=ab\n"], eval_line(5.5))
+    assert not found.findings
+    assert not found.baselines
+    assert "the loss is that of the answers alone" in found.missing.lower()
 
 
 def test_a_recited_passage_is_shown_in_its_context() -> None:

@@ -15,6 +15,7 @@ from glasslm.data.tasks.catalogue import draw_examples, read_examples
 from glasslm.errors import InputError
 from glasslm.inference.answers import judge_examples
 from glasslm.inference.trained_model import load_model
+from glasslm.interop import model_card, model_export
 from glasslm.runs import checkpoint
 from glasslm.runs.metrics import comparable_lines, eval_lines, sample_lines
 from glasslm.runs.run_folder import Run
@@ -49,7 +50,10 @@ def test_a_small_model_learns_what_ngrams_cannot(run, capsys):
     assert last["accuracy"]["share"] > 0.7
     assert last["accuracy"]["ci_low"] < last["accuracy"]["share"] < last["accuracy"]["ci_high"]
     assert cli.main(["evaluate", str(run.path), "--checkpoint", "latest", "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    facts = json.loads(printed.out)
+    assert "evaluating the answers in 3,000 tokens" in printed.err
+    assert "gzip_bpb" not in facts  # its loss is that of a text
     assert facts["accuracy"] == last["accuracy"]
     held_out = facts["domain"]["groups"][0]
     assert held_out["examples"] == "held out"
@@ -110,6 +114,15 @@ def test_the_report_shows_the_answers_by_size(run):
     page = (run.path / "report.md").read_text(encoding="utf-8")
     assert "Does the model solve the task?" in page
     assert "4 letters" in page
+    assert "tokens of the answers in the validation text" in page
+    assert "the share of exact answers" in page
+    assert "Is the model better than n-grams, gzip and xz?" not in page
+
+
+def test_the_model_card_compares_no_answers_with_a_text(run):
+    card = model_card.render_card(model_export.load_export(str(run.path)), None)
+    assert "| the answers in the validation examples |" in card
+    assert "gzip" not in card
 
 
 def test_forgetting_of_a_task_is_that_of_its_answers(tmp_path):

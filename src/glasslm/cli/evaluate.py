@@ -112,8 +112,8 @@ def main(argv: list[str]) -> int:
         split = _find_split(dataset, name)
         ids = split.tokens
         domain = text_kinds.measure_domain(run, dataset, model, math.inf)
-    is_chat = split is not None and split.conversations is not None
-    what = f"the answers in {len(ids):,}" if is_chat else f"{max(0, len(ids) - 1):,}"
+    scores_answers = split is not None and model.config.data.predicts_answers
+    what = f"the answers in {len(ids):,}" if scores_answers else f"{max(0, len(ids) - 1):,}"
     notify(f"evaluating {what} tokens with the {model.engine.name} engine")
     score = score_own_text(model, split, notify) if split else model.score(ids, notify)
     hidden = ("stderr", "accuracy", "train_accuracy")
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
         result["no_bpb"] = (
             explain_lossy_tokenizer(why) if why else "the predicted tokens have no text"
         )
-    elif score.bytes <= MAX_BASELINE_BYTES and not is_chat:
+    elif score.bytes <= MAX_BASELINE_BYTES and not scores_answers:
         result |= simple_baselines(
             b"".join(model.tokenizer.token_bytes[token] for token in ids[:].tolist())
         )

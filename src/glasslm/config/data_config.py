@@ -192,6 +192,11 @@ class DataConfig:
         return str(self.corpus).removeprefix(TASK_PREFIX) if is_task else None
 
     @property
+    def predicts_answers(self) -> bool:
+        """Whether the loss is that of answers alone: of a task, or in conversations."""
+        return self.task is not None or self.chat is not None
+
+    @property
     def max_byte_count(self) -> int:
         """max_bytes as a number; 0 if it is not a size."""
         return parse_size(self.max_bytes)

@@ -249,11 +249,12 @@ def _results(export: ModelExport, evals: Mapping[Split, EvalLine]) -> list[str]:
         evals = {split: line for split, line in evals.items() if "preference" not in line}
         parts = _preference_results(export, tuned[0])
         return [*parts, *_results(export, evals)] if evals else parts
-    is_chat = export.run.config.data.chat is not None
+    data = export.run.config.data
+    answers_of = "examples" if data.task else "conversations"
     rows = [
         (
-            "the answers in the validation conversations"
-            if is_chat and split == "val"
+            f"the answers in the validation {answers_of}"
+            if data.predicts_answers and split == "val"
             else SPLITS.get(split, split),
             format_number(line["loss"], ".4f"),
             format_number(line.get("perplexity"), ".2f"),
@@ -300,7 +301,8 @@ def _baseline_rows(export: ModelExport) -> list[tuple[str, str, str]]:
     if export.run.config.preference.is_active:
         return []
     dataset = run_report.cached_dataset(export.run)
-    if dataset is None or dataset.val.conversations:  # the loss of answers is no loss of a text
+    # The loss of answers is no loss of a text.
+    if dataset is None or export.run.config.data.predicts_answers:
         return []
     text = data_checks.decode_bytes(
         dataset.val.tokens, dataset.tokenizer, data_checks.MAX_VALIDATION_BYTES

@@ -73,6 +73,12 @@ def check_data(
             "on a text. `glasslm evaluate --suite dialogues` counts exact answers to the made-up "
             "dialogues."
         )
+    if dataset.train.answers is not None:
+        return DataChecks(
+            "The loss is that of the answers alone, so it cannot be compared with that of n-grams, "
+            "gzip and xz on a text. The section on the task compares the share of exact answers "
+            "with that of n-grams."
+        )
     train = decode_bytes(dataset.train.tokens, dataset.tokenizer, MAX_SEARCHED_BYTES)
     val = decode_bytes(dataset.val.tokens, dataset.tokenizer, MAX_VALIDATION_BYTES)
     if not (train and val):

@@ -101,8 +101,8 @@ def loss_unit(settings: PreferenceConfig) -> str:
     return "nats per pair" if settings.preferences else "nats per token"
 
 
-def describe_best_eval(best: EvalLine | None) -> str:
-    """A sentence: on how much text the best loss was measured."""
+def describe_best_eval(best: EvalLine | None, predicts_answers: bool) -> str:
+    """A sentence: on how much text, or on how many answers in it, the best loss was measured."""
     if best is None:
         return "No finite validation loss was recorded."
     if "preference" in best:
@@ -112,7 +112,9 @@ def describe_best_eval(best: EvalLine | None) -> str:
     exactness = "" if error is None else f", with a standard error of {error:.4f} nats per token"
     return (
         f"The best loss was measured on {extent} {best.get('tokens', 0):,} tokens of the "
-        "validation text" + (f" ({best['bytes']:,} bytes)" if best.get("bytes") else "")
+        + "answers in the " * predicts_answers
+        + "validation text"
+        + (f" ({best['bytes']:,} bytes)" if best.get("bytes") else "")
     ) + f"{exactness}."
 
 

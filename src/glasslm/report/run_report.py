@@ -164,7 +164,7 @@ def _context(run: Run, time_share: float) -> dict[str, Any]:
         if "imported" in record
         else report_tables.ENDINGS.get(history.status, ""),
         "tiles": report_tables.headline_tiles(best, lines, vocab_size),
-        "best_eval": report_tables.describe_best_eval(best),
+        "best_eval": report_tables.describe_best_eval(best, run.config.data.predicts_answers),
         "evaluations": report_tables.evaluation_rows(lines, best),
         "progress": progress,
         "warnings": warning_lines(lines),
