@@ -203,6 +203,40 @@ def test_runs_on_other_texts_are_not_ranked(folder: Path) -> None:
     assert "lowest" not in text
 
 
+def with_config(folder: Path, path: Path, part: str, **fields: Any) -> Path:
+    """A copy of a run with other fields in one part of its config."""
+    copy_run(folder / "plain", path)
+    record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    record["config"][part] = record["config"].get(part, {}) | fields
+    (path / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    return path
+
+
+def test_losses_of_different_units_are_not_ranked(folder: Path, tmp_path: Path) -> None:
+    """Nats per token, nats per pair, 1 - reward and nats per token of answers are no rivals."""
+    pairs = {"preferences": "pairs.jsonl", "preferences_sha256": "1"}
+    paths = [
+        folder / "seed",
+        with_config(folder, tmp_path / "pairs", "preference", **pairs),
+        with_config(folder, tmp_path / "reward", "preference", reward="addition"),
+        with_config(folder, tmp_path / "chat", "data", chat="chat.jsonl", text_file=[]),
+    ]
+    sides = comparison.label_runs([Run(path) for path in paths])
+    units = ["nats per token", "nats per pair", "1 - reward", "nats per token of an answer"]
+    assert dict(comparison.results(sides))["losses in"] == units
+    for other in sides[1:]:
+        text = " ".join(comparison.remarks([sides[0], other]))
+        assert f"A in nats per token, {other.letter} in {other.loss_unit}" in text
+        assert "No winner is named" in text
+        assert "lowest" not in text
+    other_pairs = with_config(
+        folder, tmp_path / "other", "preference", **pairs | {"preferences_sha256": "2"}
+    )
+    text = " ".join(comparison.remarks(comparison.label_runs([Run(paths[1]), Run(other_pairs)])))
+    assert "different pairs or rewards" in text
+    assert "No winner is named" in text
+
+
 def test_a_lossy_tokenizer_has_no_winner_in_bits_per_byte(folder: Path, tmp_path: Path) -> None:
     for name in ("plain", "bytes"):
         copy_run(folder / name, tmp_path / name)

@@ -13,6 +13,7 @@ import numpy as np
 from glasslm.config.conversion import to_dict
 from glasslm.errors import DamagedError, InputError
 from glasslm.report import figures
+from glasslm.report.report_tables import loss_unit
 from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import (
     EvalLine,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 HASH_LENGTH = 12  # shown characters of a sha256
 RESULTS: dict[str, Callable[[Any], str]] = {  # the name of a result -> its format
     "status": str,
+    "losses in": str,
     "best validation loss": "{:.4f}".format,
     "at step": "{:,}".format,
     "best bits per byte": "{:.4f}".format,
@@ -76,6 +78,7 @@ class ComparedRun:
         tokens, flops = step.get("tokens"), self.run.record.get("flops_per_token")
         values = (
             self.run.history.status or "not ended",
+            self.loss_unit,
             best.get("loss"),
             best.get("step"),
             None if self.lossy_reason else best.get("bpb"),
@@ -129,6 +132,22 @@ class ComparedRun:
             return self.run.tokenizer.lossy_reason
         except (DamagedError, InputError):  # damaged: `glasslm verify` reports it
             return ""
+
+    @property
+    def loss_unit(self) -> str:
+        """The unit of the run's losses."""
+        config = self.run.config
+        unit = loss_unit(config.preference)
+        is_answer = config.data.predicts_answers and not config.preference.is_active
+        return unit + " of an answer" * is_answer
+
+    @property
+    def objective(self) -> tuple[Any, ...]:
+        """What the losses measure: runs that differ in it cannot be ranked by them."""
+        settings = self.run.config.preference
+        if settings.preferences:
+            return self.loss_unit, settings.preferences_sha256, settings.beta
+        return self.loss_unit, settings.reward
 
     @property
     def validation_text(self) -> tuple[Any, ...]:

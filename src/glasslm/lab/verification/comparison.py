@@ -108,7 +108,7 @@ def needs_bits_per_byte(compared: Sequence[ComparedRun]) -> bool:
 
 def remarks(compared: Sequence[ComparedRun]) -> list[str]:
     """Sentences on what limits the comparison, and the verdict."""
-    sentences = []
+    sentences = _objective_remarks(compared)
     if needs_bits_per_byte(compared):
         sentences.append(
             "The tokenizers differ, so losses in nats per token cannot be compared: compare bits "
@@ -142,11 +142,25 @@ def remarks(compared: Sequence[ComparedRun]) -> list[str]:
     return [*sentences, *_verdicts(compared)]
 
 
+def _objective_remarks(compared: Sequence[ComparedRun]) -> list[str]:
+    """A sentence where the losses of the runs measure different things."""
+    if len({run.loss_unit for run in compared}) > 1:
+        units = ", ".join(f"{run.letter} in {run.loss_unit}" for run in compared)
+        return [f"The losses have different units, so they cannot be compared: {units}."]
+    if len({run.objective for run in compared}) > 1:
+        return [
+            "The runs learn from different pairs or rewards, or with another beta, so their losses "
+            "cannot be compared."
+        ]
+    return []
+
+
 def group_metric(compared: Sequence[ComparedRun]) -> tuple[str, str]:
     """The result by which the runs are ranked, and its unit."""
     if needs_bits_per_byte(compared):
         return "best bits per byte", "bits per byte"
-    return "best validation loss", "nats"
+    is_reward = any(run.run.config.preference.reward for run in compared)
+    return "best validation loss", "of the reward" if is_reward else "nats"
 
 
 def groups_of(compared: Sequence[ComparedRun]) -> list[RunGroup]:
@@ -157,6 +171,8 @@ def groups_of(compared: Sequence[ComparedRun]) -> list[RunGroup]:
 
 def _verdicts(compared: Sequence[ComparedRun]) -> list[str]:
     """The best run or group, and how certain that is; runs of different texts are not ranked."""
+    if len({run.objective for run in compared}) > 1:
+        return ["No winner is named: the losses measure different things."]
     name, unit = group_metric(compared)
     finite = [(run.results[name], run) for run in compared if run.results[name] is not None]
     if len(finite) < 2 and name == "best bits per byte":
@@ -211,7 +227,8 @@ def draw_losses(compared: Sequence[ComparedRun], colours: Palette) -> Figure:
                     *zip(train[0].tolist(), train[1].tolist()),
                     *zip(validation[0].tolist(), validation[1].tolist()),
                 ]
-    panels[0].set_ylabel("bits per byte" if bits else "nats per token", color=colours.ink)
+    units = ", ".join(dict.fromkeys(run.loss_unit for run in compared))
+    panels[0].set_ylabel("bits per byte" if bits else units, color=colours.ink)
     if any(math.isfinite(loss) for _, loss in points):
         panels[0].set_ylim(*loss_range(points))
     legend = panels[0].legend(frameon=False, labelcolor=colours.ink, fontsize=9, title="validation")
