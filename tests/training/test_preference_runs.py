@@ -16,6 +16,8 @@ from glasslm.config.conversion import to_dict, with_flags
 from glasslm.config.schema import ComputeConfig, DataConfig, RunConfig
 from glasslm.engines import memory_estimate
 from glasslm.errors import DamagedError, InputError
+from glasslm.lab.diagnosis import diagnose
+from glasslm.lab.diagnosis.diagnosis_input import input_from_run
 from glasslm.lab.diagnosis.replay import replay_step
 from glasslm.lab.verification.resumption import try_resume
 from glasslm.model.parameters import parameter_table
@@ -287,6 +289,17 @@ def test_experts_are_tuned_without_their_auxiliary_losses(pairs: Path, tmp_path:
     for name in opening.ROUTER_LOSSES:
         with pytest.raises(InputError, match=f"{name} is 0.1: expected 0 with --preferences"):
             tune(tmp_path / "base", tmp_path / "other", preferences=str(pairs), **{name: 0.1})
+
+
+def test_a_diagnosis_tries_no_training_on_the_text(additions: Path, tmp_path: Path) -> None:
+    run = tune(additions, tmp_path / "run", reward="addition", max_steps=20)
+    target = input_from_run(run.path, COMPUTE, ignore_message)
+    diagnosis = diagnose.diagnose(target, ignore_message)
+    findings = {finding.signal: finding for finding in diagnosis.findings}
+    assert "learned preferences" in findings["trials"].meaning
+    assert not {"overfit", "range", "widths"} & {picture.name for picture in diagnosis.pictures}
+    assert "initial loss" not in findings  # 1 - reward is not compared with ln V
+    assert "divergence" in findings
 
 
 def test_the_first_weights_are_part_of_the_memory(additions: Path) -> None:

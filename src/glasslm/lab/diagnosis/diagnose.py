@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from glasslm.config.schema import RunConfig
@@ -32,6 +32,7 @@ from glasslm.model.parameters import parameter_table
 from glasslm.report import notebook, page
 from glasslm.report.findings import HEADER, SEVERITY, Finding, Verdict, worst_verdict
 from glasslm.report.page import Picture, Section
+from glasslm.report.report_tables import loss_unit
 from glasslm.runs.metrics import Line, WarningLine, step_lines, warning_lines
 from glasslm.text import Notify
 from glasslm.training.learning_rate import lr_at
@@ -236,8 +237,12 @@ def _probe_batches(target: DiagnosisInput) -> Iterator[Batch]:
 def run_trials(target: DiagnosisInput, diagnosis: Diagnosis, notify: Notify) -> None:
     """Overfit one batch, test learning rates and try other widths.
 
-    Each trial trains a copy of the first weights.
+    Each trial trains a copy of the first weights on the text, which tuning to preferences does not.
     """
+    if target.config.preference.is_active:
+        reason = "the run learned preferences, and a trial learns the next tokens of a text"
+        diagnosis.findings.append(Finding("trials", "ok", "not tried", reason))
+        return
     setup, rows = target.trial_setup, target.rows_for(TRIAL_TOKENS)
     if not target.config.model.lora_rank:  # adapters have too few parameters to overfit a batch
         notify("overfitting one batch")
@@ -287,6 +292,9 @@ def judge_history(target: DiagnosisInput, diagnosis: Diagnosis) -> None:
     if not step_lines(lines):
         return
     curve = curve_files.read_curve(run.path)
+    if run.config.preference.is_active:  # its loss is not compared with that of a uniform guess
+        unit = loss_unit(run.config.preference)
+        curve = replace(curve, vocab_size=None, train_unit=unit, validation_unit=unit)
     judged = {finding.signal for finding in diagnosis.findings}
     diagnosis.findings += [
         finding
