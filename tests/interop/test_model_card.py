@@ -385,10 +385,13 @@ def test_the_objective_of_preference_tuning_is_no_cross_entropy(
 ) -> None:
     line = {"kind": "eval", "split": "val", "tokens": 9, "bytes": 0, "whole": True, "best": True}
     old = line | {"split": "old", "loss": 2.5, "perplexity": 12.2, "bpb": 3.6, "best": False}
-    for held_out, settings, unit in (
-        ("pairs", PreferenceConfig("pairs.jsonl"), "nats per pair"),
-        ("prompts", PreferenceConfig(reward="addition"), "1 - reward"),
-    ):
+    for held_out, settings, unit, batch in (
+        ("pairs", PreferenceConfig("pairs.jsonl"), "nats per pair", "4 pairs"),
+        (
+            "prompts", PreferenceConfig(reward="addition", group_size=2), "1 - reward",
+            "4 prompts with 2 answers each",
+        ),
+    ):  # fmt: skip
         line |= {"loss": 0.5, "perplexity": None, "bpb": None, "preference": {"accuracy": 0.75}}
         model = copy_run(run_dir, tmp_path / held_out, {}, [line, old])
         config = dataclasses.replace(model.run.config, preference=settings)
@@ -396,6 +399,7 @@ def test_the_objective_of_preference_tuning_is_no_cross_entropy(
         text = model_card.render_card(model, None)
         assert f"On held-out {held_out}" in text
         assert f"| loss ({unit}) | 0.5000 |" in text
+        assert f"| batch | {batch} |" in text
         assert "| accuracy | 0.750 |" in text
         assert "text of the base run | 2.5000" in text
         assert "| the validation text |" not in text

@@ -291,6 +291,22 @@ def test_experts_are_tuned_without_their_auxiliary_losses(pairs: Path, tmp_path:
             tune(tmp_path / "base", tmp_path / "other", preferences=str(pairs), **{name: 0.1})
 
 
+def test_the_plan_counts_pairs_or_prompts(
+    additions: Path, objective: dict[str, Any], tmp_path: Path
+) -> None:
+    """A step has no tokens before its answers are sampled, and an epoch is a pass over pairs."""
+    said: list[str] = []
+    with without_report():
+        config = tuning_config(additions, **objective | {"max_steps": 2})
+        launch.train(config, COMPUTE, tmp_path / "run", notify=said.append)
+    (plan,) = [message for message in said if "  training  " in message]
+    (step_line,) = step_lines(Run(tmp_path / "run").metrics())[-1:]
+    contents = "4 prompts with 4 answers each" if "reward" in objective else "8 pairs"
+    assert f"training  2 steps of {contents}, {step_line['epoch']:.3g} epochs\n" in plan
+    assert "FLOPs" not in plan
+    assert "training tokens" not in plan
+
+
 def test_a_diagnosis_tries_no_training_on_the_text(additions: Path, tmp_path: Path) -> None:
     run = tune(additions, tmp_path / "run", reward="addition", max_steps=20)
     target = input_from_run(run.path, COMPUTE, ignore_message)

@@ -34,6 +34,7 @@ from glasslm.runs.metrics import (
 )
 from glasslm.runs.record import FileRecord, text_name
 from glasslm.text import format_bytes, format_duration, format_number, plural
+from glasslm.training.plan import describe_preference_step
 
 Rows = list[tuple[str, str]]
 
@@ -220,10 +221,11 @@ def _training(export: ModelExport, lines: list[Line]) -> list[str]:
         if optimizer.warmup_steps
         else ""
     )
+    sequences = f"{train.batch_size} sequences of {config.block_size:,} tokens"
     rows += [
         ("optimizer", f"{optimizer.optimizer}, weight decay {optimizer.weight_decay:g}"),
         ("learning rate", f"at most {optimizer.lr:g}, {optimizer.schedule}{warmup}"),
-        ("batch", f"{train.batch_size} sequences of {config.block_size:,} tokens"),
+        ("batch", describe_preference_step(run.config) or sequences),
         ("seed", str(record.get("seed", train.seed))),
     ]
     if config.dropout or config.attention_dropout:

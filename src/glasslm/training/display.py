@@ -215,7 +215,7 @@ def _line_parts(line: Line) -> list[str]:
         parts = [to_one_line(str(line.get("status", "")))]
         if line.get("best_step") is not None:
             best_loss = format_number(line.get("best_loss"), ".4f")
-            parts.append(f"best val loss {best_loss} at step {line['best_step']}")
+            parts.append(f"best loss {best_loss} at step {line['best_step']}")
         return parts
     return []
 

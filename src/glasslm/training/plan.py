@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glasslm.config.schema import ComputeConfig
+from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.dataset import Dataset
 from glasslm.engines import memory_estimate
 from glasslm.engines.operations import describe_operations, find_operations
@@ -22,6 +22,7 @@ from glasslm.training.evaluation_windows import (
     evaluation_windows,
     second_measurement_windows,
 )
+from glasslm.training.preference.opening import open_objective
 from glasslm.training.step_timer import RunLength
 
 FEW_STEPS = 20  # fewer steps of --max-time than this are reported
@@ -41,7 +42,9 @@ class TrainingPlan:
     val_tokens: int
     max_steps: int
     tokens_per_step: int
-    flops: float  # of all steps
+    epochs: float
+    preference_step: str = ""  # the pairs or prompts of a step; empty where a text is learned
+    flops: float | None  # of all steps; None: unknown, because answers differ in length
     memory_bytes: int
     seconds: float
     engine: str
@@ -65,6 +68,8 @@ def make_plan(
 ) -> TrainingPlan:
     """The plan of a run that was created; `reasons` are its notes, `expected_s` its seconds."""
     config, vocab_size = run.config, dataset.tokenizer.vocab_size
+    objective = open_objective(run, engine, dataset)
+    steps, flops_per_token = config.train.max_steps, flops.flops_per_token(config.model, vocab_size)
     operations = find_operations(config)
     return TrainingPlan(
         preset=run.record["preset"],
@@ -74,9 +79,13 @@ def make_plan(
         vocab_size=vocab_size,
         train_tokens=len(dataset.train.tokens),
         val_tokens=len(dataset.val.tokens),
-        max_steps=config.train.max_steps,
+        max_steps=steps,
         tokens_per_step=config.tokens_per_step,
-        flops=config.total_tokens * flops.flops_per_token(config.model, vocab_size),
+        epochs=(
+            objective.epoch(steps) if objective else config.total_tokens / len(dataset.train.tokens)
+        ),
+        preference_step=describe_preference_step(config),
+        flops=None if objective else config.total_tokens * flops_per_token,
         memory_bytes=memory_estimate.training_bytes(
             config, vocab_size, compute, engine.micro_batch_size
         ),
@@ -94,18 +103,12 @@ def make_plan(
 
 def format_plan(plan: TrainingPlan) -> str:
     """The plan in a few aligned lines."""
-    total_tokens = plan.max_steps * plan.tokens_per_step
     expected = [
         f"about {format_duration(plan.seconds)}",
         f"{format_bytes(plan.memory_bytes)} of memory",
     ]
-    training = [
-        f"{plural(plan.max_steps, 'step')} of {plan.tokens_per_step:,} tokens",
-        f"{total_tokens:,} in all",
-        f"{total_tokens / plan.train_tokens:.3g} epochs",
-    ]
     compute = [
-        f"{plan.flops:.2g} FLOPs",
+        *([] if plan.flops is None else [f"{plan.flops:.2g} FLOPs"]),
         f"{plan.engine} engine",
         plan.device,
         plan.precision,
@@ -115,14 +118,8 @@ def format_plan(plan: TrainingPlan) -> str:
     ]
     rows = [
         ("model", [*_parameter_parts(plan.parameters), f"vocabulary of {plan.vocab_size:,}"]),
-        (
-            "data",
-            [
-                f"{plan.train_tokens:,} training tokens",
-                f"{plan.val_tokens:,} validation tokens",
-            ],
-        ),
-        ("training", training),
+        ("data", _data_parts(plan)),
+        ("training", _training_parts(plan)),
         ("expected", expected),
         ("compute", compute),
         *([("ops", [plan.operations])] if plan.operations else []),
@@ -132,6 +129,29 @@ def format_plan(plan: TrainingPlan) -> str:
     title = f"glasslm  {plan.preset} on {plan.corpus}"
     lines = [title, *(f"  {head:<10}{', '.join(parts)}" for head, parts in rows)]
     return escape_control_chars("\n".join(lines))
+
+
+def describe_preference_step(config: RunConfig) -> str:
+    """The pairs or prompts of a step of preference tuning; empty where a text is learned."""
+    settings, B = config.preference, config.train.batch_size
+    if settings.reward:
+        G = settings.group_size
+        return f"{plural(B // G, 'prompt')} with {G} answers each"
+    return plural(B // 2, "pair") if settings.preferences else ""
+
+
+def _data_parts(plan: TrainingPlan) -> list[str]:
+    if plan.preference_step:
+        return [f"{plan.val_tokens:,} validation tokens of the old text"]
+    return [f"{plan.train_tokens:,} training tokens", f"{plan.val_tokens:,} validation tokens"]
+
+
+def _training_parts(plan: TrainingPlan) -> list[str]:
+    steps, epochs = plural(plan.max_steps, "step"), f"{plan.epochs:.3g} epochs"
+    if plan.preference_step:
+        return [f"{steps} of {plan.preference_step}", epochs]
+    total_tokens = plan.max_steps * plan.tokens_per_step
+    return [f"{steps} of {plan.tokens_per_step:,} tokens", f"{total_tokens:,} in all", epochs]
 
 
 def _parameter_parts(parameters: Mapping[str, int]) -> list[str]:
