@@ -11,6 +11,9 @@ import pytest
 
 from doubles import make_record
 from glasslm.config.schema import ComputeConfig, ModelConfig, OptimizerConfig, RunConfig
+from glasslm.data.answer_targets import AnswerFormat
+from glasslm.data.chat.conversation_rows import Conversations
+from glasslm.data.dataset import Split
 from glasslm.data.tokenizers import CharTokenizer
 from glasslm.engines.factory import make_engine
 from glasslm.engines.inspection import forward_names
@@ -447,6 +450,16 @@ def test_the_promised_loss_is_that_of_a_step_really_made(
 
 
 # -- learning and n-grams -------------------------------------------------------------------------
+
+
+def test_a_run_that_learned_answers_has_no_loss_by_position() -> None:
+    tokens = np.arange(100)
+    assert learning.probe_tokens(Split(tokens, 100)) is tokens
+    answers = AnswerFormat(mark=1, line_end=0, line_length=10)
+    conversations = Conversations(np.array([0, 100]), np.ones(100, np.uint8), -1)
+    for split in (Split(tokens, 100, answers=answers), Split(tokens, 100, conversations)):
+        with pytest.raises(InputError, match="learned answers alone"):
+            learning.probe_tokens(split)
 
 
 def test_loss_by_position_is_that_of_the_windows(folders: dict[str, Path]) -> None:

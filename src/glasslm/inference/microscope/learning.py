@@ -10,7 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.data.dataset import Split
 from glasslm.data.token_file import Tokens, read_windows
+from glasslm.errors import InputError
 from glasslm.inference.trained_model import Model
 
 MIN_PROBE_ROWS, MAX_PROBE_ROWS, MAX_PROBE_LENGTH = 8, 64, 256
@@ -32,6 +34,18 @@ def best_heads(scores: NDArray[np.float64]) -> BestHeads:
     best = flat.argmax(-1)
     layers, heads = np.unravel_index(best, scores.shape[1:])
     return BestHeads(scores[np.arange(len(scores)), layers, heads], layers, heads)
+
+
+def probe_tokens(split: Split) -> Tokens:
+    """The tokens for `loss_by_position`. Raises InputError where a text has no such losses."""
+    if split.conversations is not None or split.answers is not None:
+        raise InputError(
+            "this run learned answers alone: its losses at other positions say nothing, and "
+            "answers do not stand at all positions"
+        )
+    if len(split.tokens) < 2:
+        raise InputError("the validation text has fewer than two tokens")
+    return split.tokens
 
 
 def loss_by_position(model: Model, tokens: Tokens) -> NDArray[np.float64]:

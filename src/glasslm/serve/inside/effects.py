@@ -117,9 +117,7 @@ def learned(subject: Subject) -> tuple[Arrays, Facts]:
     }
     facts: Facts = {"kinds": list(SCORE_NAMES)}
     try:
-        tokens = subject.run.dataset().val.tokens
-        if len(tokens) < 2:
-            raise InputError("the validation text has fewer than two tokens")
+        tokens = learning.probe_tokens(subject.run.dataset().val)
     except (InputError, OSError) as error:
         facts["probe_reason"] = str(error)
     else:
