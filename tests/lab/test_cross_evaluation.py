@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from glasslm import cli
+from glasslm.errors import InputError
 from glasslm.inference import trained_model
 from glasslm.lab.verification import comparison, cross_evaluation
 from glasslm.lab.verification.compared_run import ComparedRun
 from glasslm.report import figures
 from glasslm.runs.run_folder import Run
-from small_runs import ignore_message, train, write_text
+from glasslm.training import launch
+from small_runs import COMPUTE, ignore_message, small_config, train, without_report, write_text
 
 FEW: dict[str, Any] = {
     "max_steps": 2,
@@ -112,6 +114,19 @@ def test_who_cannot_read_a_text_has_no_number_there(
     assert dict(matrix.rows)["A"][2] == "-"
     assert matrix.facts["bpb"]["A"][2] is None
     assert matrix.facts["bpb"]["B"][2] == column.bpb["B"]
+
+
+def test_a_run_that_learned_answers_alone_is_not_scored(folder: Path, tmp_path: Path) -> None:
+    config = small_config(Path("none"), **FEW, text_file=(), corpus="task:sort", task_examples=100)
+    with without_report():
+        launch.train(config, COMPUTE, tmp_path / "task", notify=ignore_message)
+    runs = comparison.label_runs([Run(folder / "plain"), Run(tmp_path / "task")])
+    matrix = cross_evaluation.evaluate_runs(runs, ignore_message)
+    assert [column.owners for column in matrix.columns] == ["A"]
+    assert dict(matrix.rows)["B"] == ["-"]
+    assert any(remark.startswith("B learned the answers") for remark in matrix.remarks)
+    with pytest.raises(InputError, match="no run learned a text"):
+        cross_evaluation.evaluate_runs(runs[1:], ignore_message)
 
 
 def test_of_a_large_text_whole_lines_are_taken_evenly(

@@ -100,11 +100,23 @@ class CrossEvaluation:
 
 
 def evaluate_runs(compared: Sequence[ComparedRun], notify: Notify) -> CrossEvaluation:
-    """Score every run on every text; remarks have the reason for each missing number."""
-    columns, remarks = _load_columns(compared, notify)
+    """Score every run on every text; remarks have the reason for each missing number.
+
+    Raises InputError where no run learned a text.
+    """
+    learners = [run for run in compared if not run.run.config.data.predicts_answers]
+    if not learners:
+        raise InputError("no run learned a text, but --cross scores texts: leave it out")
+    columns, remarks = _load_columns(learners, notify)
+    remarks += [
+        f"{run.letter} learned the answers of a task or of conversations alone: neither it nor its "
+        "text is scored."
+        for run in compared
+        if run not in learners
+    ]
     for column in columns:
-        remarks += _select_lines(column, compared)
-    for run in compared:
+        remarks += _select_lines(column, learners)
+    for run in learners:
         readable = [column for column in columns if run.letter in column.bpb]
         try:
             model = trained_model.load_model(run.run.path)
