@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from glasslm.interop import model_card, model_export
 from glasslm.runs import checkpoint
 from glasslm.runs.metrics import comparable_lines, eval_lines, sample_lines
 from glasslm.runs.run_folder import Run
-from glasslm.text import ignore_message
+from glasslm.text import Notify, ignore_message
 from glasslm.training import launch
 from glasslm.training.fine_tuning import BaseRun
 from small_runs import COMPUTE, SMALL, without_report
@@ -32,10 +33,10 @@ TASK = {
 }  # fmt: skip
 
 
-def train(folder: Path, **flags) -> Run:
+def train(folder: Path, notify: Notify = ignore_message, **flags) -> Run:
     config = with_flags(PRESETS["tiny"](), SMALL | TASK | flags)
     with without_report():
-        return Run(launch.train(config, COMPUTE, folder, notify=ignore_message).run_dir)
+        return Run(launch.train(config, COMPUTE, folder, notify=notify).run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +147,16 @@ def test_forgetting_needs_a_context_that_holds_an_example(run):
     notes: list[str] = []
     assert BaseRun(str(run.path)).old_text(9, notes.append) is None
     assert "give --block-size 10 or more" in notes[0]
+
+
+def test_a_note_says_how_much_the_terms_of_experts_weigh_beside_answers(tmp_path):
+    """By the targets of a batch of 64 examples; the expected factor is that of the whole text."""
+    notes: list[str] = []
+    experts = {"n_experts": 2, "experts_per_token": 1}
+    small = train(tmp_path / "run", notes.append, **experts, max_steps=1, eval_interval=1)
+    factor = float(
+        re.findall(r"the terms of the experts weigh (\d+\.\d) times", " ".join(notes))[0]
+    )
+    text = small.tokenizer.decode(small.dataset(ignore_message).train.tokens[:])
+    answers = sum(len(example.answer) + 1 for example in read_examples(text))
+    assert factor == pytest.approx(len(text) / answers, rel=0.1)

@@ -79,12 +79,6 @@ def require_rows(config: RunConfig, dataset: Dataset) -> list[str]:
                 f"than the context and are cut at {T} tokens{unanswered}: --block-size takes more"
             )
     rows = make_rows(dataset.train, config.model)
-    if config.model.n_experts:  # Engine.accumulate: a sequence counts T of these terms
-        factor = len(rows) * T / max(1, dataset.facts["chat"]["train_answer_tokens"])
-        notes.append(
-            f"the terms of the experts weigh {factor:.1f} times as much beside the loss of answers "
-            "as in a text: lower --balance-loss and --router-z-loss by that factor"
-        )
     share = rows.n_tokens / (len(rows) * (T + 1))
     notes.append(
         f"{plural(len(rows), 'row')} of {T} tokens hold {len(rows.conversations):,} conversations, "

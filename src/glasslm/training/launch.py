@@ -55,6 +55,7 @@ from glasslm.training.preparation import Preparation
 from glasslm.training.run_inputs import RunInputs, open_run_inputs, with_document_end
 from glasslm.training.step_timer import RunLength, fix_length
 from glasslm.training.time_limit import TimeLimit
+from glasslm.training.training_batch import weigh_expert_terms
 
 ENGINE_STAGE = "starting the {} engine"
 
@@ -248,6 +249,8 @@ def _choose_training_compute(
     compute, reasons = _choose_compute(config, tokenizer.vocab_size, compute)
     if inputs.chat:
         reasons += require_rows(config, inputs.dataset)
+    if config.model.n_experts and config.data.predicts_answers:
+        reasons.append(weigh_expert_terms(config, inputs.dataset))
     if why := tokenizer.lossy_reason:
         reasons.append(explain_lossy_tokenizer(why))
     warn_of_shortage(config, tokenizer.vocab_size, compute, notify)
