@@ -18,10 +18,12 @@ from inside_client import InsideClient, View, looking_at
 from server_process import make_byte_run, save_step
 
 from glasslm.config.model_config import FeedForward, ModelConfig, Norm, NormPosition, Residual
+from glasslm.inference.head_scores import SCORE_NAMES
 from glasslm.inference.sampling import Sampling, log_probabilities, probabilities
 from glasslm.inference.trained_model import Model, load_model
 from glasslm.runs import run_folder
 from glasslm.serve.inside.binary import encode_arrays, to_pixels
+from glasslm.serve.inside.measures import find_measure
 from glasslm.serve.inside.runs import SAMPLE_TOKENS
 from glasslm.serve.inside.source import describe_place
 from glasslm.serve.inside.source_places import source_kinds
@@ -384,12 +386,15 @@ def test_every_marker_is_found_and_every_derivation_is_a_heading() -> None:
     configs += [ModelConfig(residual=residual) for residual in get_args(Residual)]
     for kind in {kind for config in configs for kind in source_kinds(config)}:
         assert kind.derivation in headings
-        for place in (*kind.numpy, *kind.torch):
-            described = describe_place(place)
-            starts = [described["lines"][i].strip() for i in described["computed"]]
-            for marker in place.markers:
-                assert any(line.startswith(marker) for line in starts), (place, marker)
-            assert place.function.rpartition(".")[2] in described["lines"][0]
+    places = [p for config in configs for k in source_kinds(config) for p in (*k.numpy, *k.torch)]
+    names = [f"head_scores/text/{kind}" for kind in SCORE_NAMES] + ["step/0.1"]
+    measures = [find_measure(name, 3) for name in names]
+    for place in {*places, *(place for m in measures if m for place in m.places)}:
+        described = describe_place(place)
+        starts = [described["lines"][i].strip() for i in described["computed"]]
+        for marker in place.markers:
+            assert any(line.startswith(marker) for line in starts), (place, marker)
+        assert place.function.rpartition(".")[2] in described["lines"][0]
 
 
 @pytest.mark.parametrize(
@@ -400,6 +405,9 @@ def test_every_marker_is_found_and_every_derivation_is_a_heading() -> None:
         ("nats", -1),
         ("gradient/blocks.0", 5),
         ("gradient/blocks.0.attention.q.weight", 5),
+        ("head_scores/text/induction", -1),
+        ("head_scores/repeated/induction", -1),
+        ("step/0.1", 5),
     ],
 )
 def test_the_line_of_python_repeats_the_number(
@@ -407,8 +415,10 @@ def test_the_line_of_python_repeats_the_number(
 ) -> None:
     facts = client.view("source", newest, text, name=name, t=t).facts
     *statements, value = facts["python"].split("\n")
+    assert statements[0] == "import glasslm, numpy as np"
+    assert facts["python"].count("glasslm.load(") == 1
     scope: dict[str, Any] = {}
-    exec("\n".join(["import glasslm", *statements]), scope)
+    exec("\n".join(statements), scope)
     array = eval(value, scope)
     if name == "nats":
         expected = client.view("read", newest, text)["nats"][1:]
@@ -416,6 +426,12 @@ def test_the_line_of_python_repeats_the_number(
     elif name == "logits":
         view = client.view("why", newest, text, t=20)
         np.testing.assert_allclose(array[20, view["ids"]], view["logits"], atol=1e-5)
+    elif name.startswith("head_scores"):
+        view = client.view("scores", newest, text)
+        np.testing.assert_allclose(array, view[name.split("/")[1]], atol=1e-5)
+    elif name.startswith("step"):
+        view = client.view("step", newest, text, t=t, lr=0.1)
+        np.testing.assert_allclose(array, view["nats_after"], atol=1e-5)
     elif name.endswith("weights"):
         view = client.view("attention", newest, text, t=20)
         np.testing.assert_allclose(array[:, 20], view["weights"][1], atol=1e-6)

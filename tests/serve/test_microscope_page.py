@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ TEXT = "the cat sees a dog.\nthe old"
 FLAGS: dict[str, Any] = {
     "max_steps": 40, "sample_interval": 0, "checkpoint_interval": 20, "eval_interval": 20
 }  # fmt: skip
-MAX_PAGE_BYTES, MAX_SENT_BYTES = 250 << 10, 90_000  # of all files, and of them compressed
+SVG = "{http://www.w3.org/2000/svg}"
+MAX_PAGE_BYTES, MAX_SENT_BYTES = 250 << 10, 92_500  # of all files, and of them compressed
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,26 @@ def test_the_saved_tables_are_the_model(page: PageDriver, model: Model, tmp_path
         total = sum(float(row[name]) for row in parts)
         np.testing.assert_allclose(total, float(logit_row[name]), atol=1e-4)
     assert "✓" in page.text("#why .proof")
+
+
+def test_a_drawing_has_all_labels_and_bars(page: PageDriver, tmp_path: Path) -> None:
+    page.open("open=attention,why&t=9")
+    page.page.wait_for_selector("#why svg")
+    labels = page.page.locator("#attention .rows > *").all_inner_texts()
+    values = page.page.locator("#why .con td button span").all_inner_texts()
+    (path,) = page.save("SVG", tmp_path)
+    svg = ElementTree.parse(path).getroot()
+    texts = [(text.text or "").replace("\xa0", " ") for text in svg.iter(f"{SVG}text")]
+    assert [label for label in labels if label and label not in texts] == []
+    assert any(value.startswith("−") for value in values)
+    colours = page.page.evaluate(
+        "() => [...document.querySelectorAll('#why .con i')].filter((bar) => bar.offsetWidth > 0)"
+        ".map((bar) => getComputedStyle(bar).backgroundColor)"
+    )
+    shapes = [rect.get("fill") for rect in svg.iter(f"{SVG}rect") if rect.get("height") == "9"]
+    for colour in set(colours):
+        assert shapes.count(colour) == colours.count(colour)
+    assert len(set(colours)) == 2
 
 
 def test_a_keyboard_alone_reaches_a_number_and_its_origin(page: PageDriver, model: Model) -> None:

@@ -118,6 +118,16 @@ def test_a_head_that_is_clicked_is_switched_off(
     page.page.locator("#patch .switches tbody tr").nth(0).locator("td button").last.click()
     page.wait()
     assert page.state()["off"] == "1.0,0.feedforward"
+    edits = [
+        ("blocks.1.attention.heads", np.s_[:, :, 0], 0.0),
+        ("blocks.0.feedforward", np.s_[:], 0.0),
+    ]
+    logits = model.inspect(TEXT, ["logits"], edits)["logits"]
+    both = -log_probabilities(logits[T])[model.tokenizer.encode(TEXT)[T + 1]]
+    said = numbers(page.sentence("patch").replace("head 1.0", "head"))
+    np.testing.assert_allclose(said, [before, both, both - before], atol=0.011)
+    value, python = page.choose_number("#patch header .n:last-of-type")
+    np.testing.assert_allclose(evaluate(python), both, atol=1e-5)
     table = read_table(page.save("CSV", tmp_path, "patch")[0])
     rows = {row[0]: float(row[1]) for row in table[1:] if row[0] != "nothing"}
     np.testing.assert_allclose(rows["head 1.0"], without - before, atol=1e-5)
@@ -136,8 +146,8 @@ def page_text(locator: Any) -> str:
 @pytest.mark.slow
 def test_neurons_can_be_switched_off(page: PageDriver, model: Model) -> None:
     page.open(address("patch"))
-    page.page.wait_for_selector("#patch .chips .tool")
-    page.page.locator("#patch .chips .tool").first.click()
+    page.page.wait_for_selector("#patch .chips [aria-pressed]")
+    page.page.locator("#patch .chips [aria-pressed]").first.click()
     page.wait()
     match = re.fullmatch(r"0\.n(\d+)", page.state()["off"])
     assert match
@@ -145,6 +155,12 @@ def test_neurons_can_be_switched_off(page: PageDriver, model: Model) -> None:
     name, neuron = "blocks.0.feedforward.activation", int(match[1])
     without = loss_without(model, name, np.s_[:, :, neuron])
     np.testing.assert_allclose(evaluate(python), without, atol=1e-5)
+    before = model.losses(TEXT)[T]
+    value = numbers(page.text(".where .big"))[0]
+    np.testing.assert_allclose(value, without - before, atol=6e-5)
+    assert f"neuron {neuron} of layer 0" in page.sentence("patch")
+    said = numbers(page.sentence("patch"))
+    np.testing.assert_allclose(said, [before, without, without - before], atol=0.011)
 
 
 def test_a_second_text_is_copied_in(page: PageDriver, model: Model) -> None:

@@ -1,7 +1,8 @@
 """Which lines of glasslm computed the values of each name: functions, and text that marks a line.
 
-A file is a path in the package, a function its qualified name there. A marker is the beginning of a
-line inside that function, so no number of a line is written down; a test finds every marker.
+A file is a path in engines/ (or begins with inference/), a function its qualified name there. A
+marker is the beginning of a line inside that function, so no number of a line is written down; a
+test finds every marker.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ TORCH_ENGINE, TORCH_LAYERS = "torch/engine.py", "torch/layers.py"
 class Place(NamedTuple):
     """A function, and the beginnings of the lines in it that computed a value."""
 
-    file: str  # below engines/
+    file: str  # below engines/, or of inference/
     function: str
     markers: tuple[str, ...]
 

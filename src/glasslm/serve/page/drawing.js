@@ -51,8 +51,9 @@ function drawElement(element, into) {
 	if (element.matches(LEFT_OUT)) return;
 	const style = getComputedStyle(element);
 	const box = element.getBoundingClientRect();
-	if (style.visibility === "hidden" || box.width === 0 || box.height === 0) return;
-	if (element instanceof HTMLCanvasElement) {
+	if (style.visibility === "hidden") return;
+	const isEmpty = box.width === 0 || box.height === 0; // its children may lie outside it
+	if (element instanceof HTMLCanvasElement && !isEmpty) {
 		const { left: x, top: y, width, height } = box;
 		into.append(make("image", { x, y, width, height, href: element.toDataURL() }));
 		return;
@@ -61,7 +62,7 @@ function drawElement(element, into) {
 		into.append(cloneWithStyle(element, box));
 		return;
 	}
-	drawBox(style, box, into);
+	if (!isEmpty) drawBox(style, box, into);
 	if (element instanceof HTMLInputElement) drawSlider(element, style, box, into);
 	if (element instanceof HTMLSelectElement) {
 		drawWords(element.selectedOptions[0]?.text ?? "", style, box.left + 6, box.top, box, into);
@@ -105,7 +106,7 @@ function drawBox(style, { left: x, top: y, width, height }, into) {
 }
 
 /** @param {string} colour */
-const isClear = (colour) => colour === "transparent" || /(,\s*|\/ )0\)$/.test(colour);
+const isClear = (colour) => colour === "transparent" || /^rgba\(.*,\s*0\)$|\/ 0\)$/.test(colour);
 
 let gradients = 0;
 

@@ -23,6 +23,12 @@ export const KINDS = [
 	{ kind: "first_token", short: "first", long: "first token", threshold: 0.4, on: "text" },
 ];
 
+/** Of what a score is the mean. @param {Kind} kind */
+export const scoredOn = ({ on }) => (on === "text" ? "on this text" : "on random repeated tokens");
+
+/** The name of a score, whose array is (kinds, layers, heads). @param {Kind} kind @param {Kind["on"]} [on] */
+export const scoreName = ({ kind, on: usual }, on = usual) => `head_scores/${on}/${kind}`;
+
 export const SCORES = "scores";
 
 /**

@@ -2,7 +2,7 @@
 
 import { byId, el, morph } from "./dom.js";
 import { number } from "./figure_parts.js";
-import { headDoes, headScore, KINDS, SCORES } from "./head_names.js";
+import { headDoes, headScore, KINDS, SCORES, scoredOn } from "./head_names.js";
 import { headPattern } from "./pattern.js";
 import { store } from "./state.js";
 import { count, fixed, glyphs, headName, percent } from "./words.js";
@@ -20,7 +20,7 @@ export const headAsk = (scene) => `head?layer=${scene.state.layer}&head=${scene.
 
 /** The answer about the lines that computed a number. @param {Scene} scene @param {string} name */
 export function sourceAsk(scene, name) {
-	const t = name.startsWith("gradient/") ? `&t=${scene.t}` : "";
+	const t = /^(gradient|step)\//.test(name) ? `&t=${scene.t}` : "";
 	return scene.path(`source?name=${encodeURIComponent(name)}${t}`);
 }
 
@@ -170,7 +170,9 @@ function sourceLines(source, origin) {
 		];
 	});
 	const repeat = origin.python ?? ((code) => `${code}${origin.index ?? ""}`);
-	const python = source.python ? repeat(source.python) : "";
+	const before = (source.python ?? "").split("\n");
+	const repeated = repeat(before.pop());
+	const python = source.python && repeated ? [...before, repeated].join("\n") : "";
 	return [
 		...parts,
 		source.derivation ? el("p", {}, "derived in ", el("b", {}, source.derivation)) : null,
@@ -200,7 +202,8 @@ function headCard(scene) {
 	const facts = KINDS.flatMap((kind) => {
 		const value = headScore(scene, kind, layer, head);
 		const key = `attention.score.${kind.kind}.${layer}.${head}`;
-		return fact(kind.short, value === null ? "–" : number(fixed(value), key));
+		const words = `${kind.short} ${scoredOn(kind)}`;
+		return fact(words, value === null ? "–" : number(fixed(value), key));
 	});
-	return [title, pattern, el("dl", { class: "facts four" }, facts)];
+	return [title, pattern, el("dl", { class: "facts scores" }, facts)];
 }

@@ -43,8 +43,12 @@ function crumbs(scene, tools) {
 	const turn = (/** @type {number} */ by) => (head + by + scene.heads) % scene.heads;
 	const bound = (/** @type {number} */ l) => Math.max(0, Math.min(scene.layers - 1, l));
 	return [
-		crumb("after", `${t} ${glyphs(scene.text.tokens[t].text, 8)}`, "position", (by) =>
-			moveCaret(scene, by),
+		crumb(
+			"after",
+			[`${t} `, el("code", {}, glyphs(scene.text.tokens[t].text, 8))],
+			"position",
+			(by) => moveCaret(scene, by),
+			"caret after",
 		),
 		crumb("layer", `${layer}`, "layer", (by) => store.set({ layer: bound(layer + by) })),
 		crumb("head", headName(layer, head) + (does ? ` ${does.long}` : ""), "head", (by) =>
@@ -56,11 +60,12 @@ function crumbs(scene, tools) {
 
 /**
  * @param {string} name
- * @param {string} value
+ * @param {import("./dom.js").Children} value
  * @param {string} what
  * @param {(by: number) => void} move
+ * @param {string} [label]
  */
-function crumb(name, value, what, move) {
+function crumb(name, value, what, move, label = name) {
 	const step = (/** @type {number} */ by, /** @type {string} */ sign) =>
 		el(
 			"button",
@@ -74,7 +79,7 @@ function crumb(name, value, what, move) {
 	return el(
 		"span",
 		{ class: `crumb ${name}` },
-		el("span", {}, name),
+		el("span", {}, label),
 		step(-1, "‹"),
 		el("b", {}, value),
 		step(1, "›"),

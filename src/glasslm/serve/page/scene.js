@@ -191,7 +191,9 @@ export function partName(part) {
 	if (rest === "attention") return `attention ${layer}`;
 	if (rest === "bias")
 		return layer === "norm" ? "the last norm’s bias" : `the bias of attention ${layer}`;
-	return rest.startsWith("n") ? `neuron ${layer}.${rest.slice(1)}` : `head ${layer}.${rest}`;
+	return rest.startsWith("n")
+		? `neuron ${rest.slice(1)} of layer ${layer}`
+		: `head ${layer}.${rest}`;
 }
 
 const CHEAP_FLOPS = 4e10; // of what is computed for the sentence of a closed view

@@ -4,7 +4,7 @@ import { alignedMatrix } from "../aligned_matrix.js";
 import { palette, tint } from "../colour.js";
 import { el } from "../dom.js";
 import { legend, number, segments, strong } from "../figure_parts.js";
-import { headDoes, headScore, KINDS, SCORES } from "../head_names.js";
+import { headDoes, headScore, KINDS, scoreName, SCORES } from "../head_names.js";
 import { drawPattern, headPattern } from "../pattern.js";
 import { headAsk } from "../rail.js";
 import { store } from "../state.js";
@@ -107,13 +107,13 @@ function scoreOrigin(scene, [, name, layer, head]) {
 	const kind = KINDS.find((other) => other.kind === name);
 	const value = kind ? headScore(scene, kind, Number(layer), Number(head)) : null;
 	if (!kind || value === null) return null;
-	const tokens = scene.answer(SCORES)?.header.repeated_tokens;
+	const { repeated_tokens: tokens, kinds } = scene.answer(SCORES)?.header ?? {};
 	const text = kind.on === "text" ? "this text" : `${tokens} random tokens, the half repeated`;
 	return {
 		value: fixed(value, 4),
 		words: [`${kind.long} score of head ${layer}.${head}: its mean weight there, on ${text}`],
-		name: `blocks.${layer}.attention.weights`,
-		python: () => "",
+		name: scoreName(kind),
+		index: `[${kinds.indexOf(name)}, ${layer}, ${head}]`,
 	};
 }
 

@@ -36,9 +36,12 @@ export const backward = {
 	asks: (scene) => [backwardAsk(scene), stepAsk(scene)],
 
 	sentence(scene) {
-		const { nats_before: before, nats_after: after } = scene.answer(stepAsk(scene))?.arrays ?? {};
-		if (!before || scene.target === null) return [backward.purpose];
+		const { arrays, header } = scene.answer(stepAsk(scene)) ?? {};
+		if (!arrays?.nats_before || scene.target === null) return [backward.purpose];
+		const { nats_before: before, nats_after: after } = arrays;
 		const next = scene.t + 1;
+		const isTooLong = after.at(next) > before.at(next) + GAINS;
+		const norm = header?.norm * scene.state.lr;
 		let better = 0;
 		for (let t = 1; t < scene.length; t++) {
 			if (t !== next && after.at(t) < before.at(t) - GAINS) better++;
@@ -48,11 +51,15 @@ export const backward = {
 			strong(String(scene.state.lr)),
 			" on ",
 			strong(quoted(scene.token(scene.target))),
-			" would take its loss from ",
+			isTooLong ? " would raise its loss from " : " would take its loss from ",
 			number(fixed(before.at(next)), "backward.before"),
 			" to ",
 			number(fixed(after.at(next)), "backward.after"),
-			` nats; ${count(better)} of the ${count(scene.length - 2)} other ${scene.unit}s gain.`,
+			` nats; ${count(better)} of the ${count(scene.length - 2)} other ${scene.unit}s become more `,
+			"probable (lower loss).",
+			isTooLong
+				? ` The step is too long (its norm is ${significant(norm)}): try a smaller learning rate.`
+				: "",
 		];
 	},
 
@@ -112,8 +119,9 @@ export const backward = {
 			return {
 				value: `${fixed(nats.at(scene.t + 1), 4)} nats`,
 				words: [`the loss on ${goal} ${step}`],
-				name: "nats",
-				...(kind === "before" ? { index: `[${scene.t}]` } : { python: () => "" }),
+				...(kind === "before"
+					? { name: "nats", index: `[${scene.t}]` }
+					: { name: `step/${scene.state.lr}`, index: `[${scene.t + 1}]` }),
 			};
 		}
 		if (kind === "matrix") {

@@ -4,7 +4,7 @@ import { changeLane } from "../change_lane.js";
 import { palette } from "../colour.js";
 import { el } from "../dom.js";
 import { empty, number, strong } from "../figure_parts.js";
-import { KINDS } from "../head_names.js";
+import { KINDS, scoreName } from "../head_names.js";
 import { lineChart } from "../line_chart.js";
 import { comparedWith, isWorthIt } from "../scene.js";
 import { store } from "../state.js";
@@ -45,10 +45,10 @@ export const learning = {
 		const [previous, induction] = ["previous_token", "induction"].map((kind) => best(scene, kind));
 		const { step } = scene.checkpoint;
 		return [
-			`At step ${count(step)} the strongest previous-token score is `,
+			`At step ${count(step)} the strongest previous-token score on random repeated tokens is `,
 			number(score(previous.score), "learning.previous_token"),
 			induction.score < LEAST_INDUCTION
-				? "; no head does induction (best "
+				? "; no head does induction there (best "
 				: ", that of induction ",
 			number(score(induction.score), "learning.induction"),
 			induction.score < LEAST_INDUCTION ? "). " : ". ",
@@ -86,8 +86,9 @@ export const learning = {
 			`${known.long} score of head ${headName(layer, head)}, the highest of all: its mean weight `,
 			"there, on random tokens that are repeated once",
 		];
-		const name = `blocks.${layer}.attention.weights`;
-		return { value: fixed(value, 4), words, name, python: () => "" };
+		const place = scene.answer(ASK)?.header.kinds.indexOf(kind);
+		const index = `[${place}, ${layer}, ${head}]`;
+		return { value: fixed(value, 4), words, name: scoreName(known, "repeated"), index };
 	},
 };
 
@@ -194,7 +195,7 @@ function scoreChart(scene) {
 	const dashes = ["", "2 3", "6 3", "1 2"];
 	const most = Math.max(1, checkpoints.at(-1)?.step ?? 1);
 	return chart(scene, {
-		title: "Strongest head of each kind",
+		title: "Strongest head, on random repeated tokens",
 		most,
 		label: "steps",
 		yAxis: { least: 0, most: 1, ticks: [0, 0.5, 1], format: (y) => fixed(y, 1) },

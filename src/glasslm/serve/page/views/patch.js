@@ -23,8 +23,34 @@ const ablateAsk = (scene) => `ablate?t=${scene.t}`;
 /** The parts that are switched off. @param {Scene} scene */
 const offParts = (scene) => (scene.state.off ? scene.state.off.split(",") : []);
 
+/** @param {Scene} scene @param {string[]} [parts] */
+const offAsk = (scene, parts = offParts(scene)) => `off?t=${scene.t}&parts=${parts.join(",")}`;
+
 /** @param {Scene} scene */
-const offAsk = (scene) => `off?t=${scene.t}&parts=${offParts(scene).join(",")}`;
+const offAsks = (scene) => (offParts(scene).length ? [offAsk(scene)] : []);
+
+/** What a chosen layer or neuron does alone: `ablate` has the other parts. @param {Scene} scene */
+function aloneAsks(scene) {
+	const part = /^patch\.off\.(\d+(-n\d+)?)$/.exec(store.state.n ?? "")?.[1];
+	return part ? [offAsk(scene, [part.replace("-", ".")])] : [];
+}
+
+/** The loss on the goal with and without parts; nan where it is not here. @param {Scene} scene @param {string} ask */
+function lossesOf(scene, ask) {
+	const { ids, before, after } = scene.answer(ask)?.arrays ?? {};
+	const place = Array.from(ids?.data ?? []).indexOf(goalOf(scene));
+	return place < 0 ? [NaN, NaN] : [-before.at(place), -after.at(place)];
+}
+
+/** @param {string[]} parts */
+const list = (parts) =>
+	parts
+		.map(partName)
+		.join(", ")
+		.replace(/, ([^,]*)$/, " and $1");
+
+/** @param {Scene} scene */
+const offWords = (scene) => list(offParts(scene));
 
 /** @param {string} part */
 function toggle(part) {
@@ -40,14 +66,30 @@ export const patch = {
 	title: "Patch",
 	purpose: "Switch parts off, or copy what a second text computes.",
 	sentenceAsks: (scene) =>
-		isWorthIt(scene, "patch", scene.layers * (scene.heads + 2)) ? [ablateAsk(scene)] : [],
-	asks: (scene) => [ablateAsk(scene), ...(offParts(scene).length ? [offAsk(scene)] : [])],
+		isWorthIt(scene, "patch", scene.layers * (scene.heads + 2))
+			? [ablateAsk(scene), ...offAsks(scene)]
+			: [],
+	asks: (scene) => [ablateAsk(scene), ...offAsks(scene), ...aloneAsks(scene)],
 	wishes: (scene) => [neuronsAsk(scene), ...patchAsks(scene)].filter((ask) => ask !== null),
 	extra: (scene) => [neuronsAsk(scene), ...patchAsks(scene)].map((ask) => ask && scene.has([ask])),
 
 	sentence(scene) {
 		if (!scene.answer(ablateAsk(scene))) return [patch.purpose];
 		const { goal, parts, before, change } = ablations(scene);
+		if (offParts(scene).length) {
+			const [, after] = lossesOf(scene, offAsk(scene));
+			return [
+				"Without ",
+				strong(offWords(scene)),
+				" the loss on ",
+				strong(quoted(scene.token(goal))),
+				" goes from ",
+				number(fixed(before), "patch.before"),
+				" to ",
+				number(fixed(after), "patch.all"),
+				` nats (${signed(after - before)}).`,
+			];
+		}
 		const single = parts.map((_, i) => i).filter((i) => !parts[i].endsWith(".attention"));
 		const best = single.reduce((a, i) => (Math.abs(change(i)) > Math.abs(change(a)) ? i : a));
 		return [
@@ -102,13 +144,18 @@ export const patch = {
 			const words = [`−log softmax of the logits after position ${scene.t}: ${loss}`];
 			return { value: `${fixed(before, 4)} nats`, words, ...logits };
 		}
-		if (kind === "off") {
-			const part = (key[0] ?? "").replace("-", ".");
-			const i = parts.indexOf(part);
-			const effect = i < 0 ? "" : ` is ${fixed(before + change(i), 4)}, not ${fixed(before, 4)},`;
-			const words = [`${loss}${effect} when ${partName(part)} writes zeros`];
-			const value = i < 0 ? "switched off" : `${signed(change(i), 4)} nats`;
-			return { value, words, name: editedName(part), python: editPython(scene, part, goal) };
+		if (kind === "off" || kind === "all") {
+			const isAll = kind === "all";
+			const off = isAll ? offParts(scene) : [(key[0] ?? "").replace("-", ".")];
+			const i = isAll ? -1 : parts.indexOf(off[0]);
+			const after = i < 0 ? lossesOf(scene, offAsk(scene, off))[1] : before + change(i);
+			if (!off.length) return null;
+			const alone = off.length === 1 && offParts(scene).length > 1 ? " alone" : "";
+			const words = [
+				`${loss} is ${fixed(after, 4)}, not ${fixed(before, 4)}, without ${list(off)}${alone}`,
+			];
+			const value = `${signed(after - before, 4)} nats`;
+			return { value, words, name: editedName(off[0]), python: editPython(scene, off, goal) };
 		}
 		if (kind !== "copy") return null;
 		const [place, p] = key.map(Number);
@@ -151,15 +198,16 @@ function editedName(part) {
 }
 
 /**
- * Python that gives the loss without a part.
+ * Python that gives the loss without some parts.
  * @param {Scene} scene
- * @param {string} part
+ * @param {string[]} off
  * @param {number} goal
  * @returns {(code: string) => string}
  */
-function editPython(scene, part, goal) {
-	const [layer, rest] = part.split(".");
-	const parts = rest === undefined ? [`${layer}.attention`, `${layer}.feedforward`] : [part];
+function editPython(scene, off, goal) {
+	const parts = off.flatMap((part) =>
+		part.includes(".") ? [part] : [`${part}.attention`, `${part}.feedforward`],
+	);
 	const edits = parts.map((one) => {
 		const inner = /\.n?(\d+)$/.exec(one)?.[1];
 		return `("${editedName(one)}", np.s_[:${inner ? `, :, ${inner}` : ""}], 0.0)`;
@@ -211,7 +259,7 @@ function switches(scene) {
 			{ class: "cap" },
 			divergingLegend(`−${bound}`, `+${bound} nats`),
 			words,
-			"choose some to switch them off together",
+			"a click switches the part off, several together",
 		),
 	];
 }
@@ -229,14 +277,20 @@ function offTool(scene, part, words, title) {
 }
 
 /** @param {Scene} scene */
-function neuronsAsk(scene) {
+function neuronPair(scene) {
 	const ids = scene.answer(ablateAsk(scene))?.arrays.ids;
 	if (!ids || scene.run.config.experts) return null;
 	const tokens = Array.from(ids.data);
 	const candidate = scene.target ?? tokens[0];
 	const rival = tokens.find((id) => id !== candidate);
-	if (rival === undefined) return null;
-	const query = { t: scene.t, layer: scene.state.layer, candidate, rival };
+	return rival === undefined ? null : { candidate, rival };
+}
+
+/** @param {Scene} scene */
+function neuronsAsk(scene) {
+	const pair = neuronPair(scene);
+	if (!pair) return null;
+	const query = { t: scene.t, layer: scene.state.layer, ...pair };
 	const words = Object.entries(query).map(([name, value]) => `${name}=${value}`);
 	return `neurons?${words.join("&")}`;
 }
@@ -250,14 +304,23 @@ function neuronChips(scene) {
 	const chips = Array.from(neurons.data)
 		.slice(0, 8)
 		.map((neuron, i) => {
-			const title = `its direct share in the difference of the logits: ${signed(shares.at(i), 3)}`;
-			return offTool(scene, `${layer}.n${neuron}`, `${neuron} ${signed(shares.at(i))}`, title);
+			const title = `neuron ${neuron}: its direct share of the difference of the logits; a click switches it off`;
+			return offTool(scene, `${layer}.n${neuron}`, `${neuron}: ${signed(shares.at(i))}`, title);
 		});
-	const words = `neurons of layer ${layer} that push hardest`;
+	const [asked, rival] = Object.values(neuronPair(scene) ?? {}).map((id) =>
+		quoted(scene.token(id)),
+	);
+	const words = `neurons that push ${asked} over ${rival} up or down most`;
+	const step = (/** @type {number} */ by, /** @type {string} */ sign) =>
+		tool(sign, () => store.set({ layer: layer + by }), {
+			"aria-label": `Neurons of layer ${layer + by}`,
+			disabled: layer + by < 0 || layer + by >= scene.layers,
+		});
 	return el(
 		"p",
 		{ class: "chips indented", role: "group", "aria-label": words },
-		`${words}: `,
+		el("span", {}, step(-1, "‹"), ` layer ${layer} `, step(1, "›")),
+		`${words} (share of the difference of the two logits; a click switches one off): `,
 		chips,
 	);
 }
@@ -289,7 +352,7 @@ function candidateBars(scene) {
 	const next = tokens.findIndex((id) => id === scene.target);
 	if (next >= SHOWN) shown.push(rows[next]);
 	const heading = parts.length
-		? ["Without ", strong(parts.map(partName).join(", ")), ": "]
+		? ["Without ", strong(offWords(scene)), ": "]
 		: ["Choose parts to switch them off."];
 	const letGo = parts.length
 		? tool("all on again", () => store.set({ off: null, n: null }), { class: "tool framed" })
@@ -302,7 +365,7 @@ function offLane(scene) {
 	const { nats_before: before, nats_after: after } = scene.answer(offAsk(scene))?.arrays ?? {};
 	if (!offParts(scene).length || !before) return null;
 	const change = (/** @type {number} */ t) => after.at(t) - before.at(t);
-	const name = offParts(scene).map(partName).join(", ");
+	const name = offWords(scene);
 	return changeLane(scene, {
 		id: "patch-off",
 		label: `Change of every ${scene.unit}’s loss without ${name}`,
