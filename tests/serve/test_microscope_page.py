@@ -134,7 +134,7 @@ def test_the_saved_tables_are_the_model(page: PageDriver, model: Model, tmp_path
     for row in tables["write"]:
         token = int(row["token"])
         np.testing.assert_allclose(float(row["probability"]), before[token], atol=1e-5)
-        np.testing.assert_allclose(float(row["after the dials"]), after[token], atol=1e-5)
+        np.testing.assert_allclose(float(row["with these settings"]), after[token], atol=1e-5)
 
     weights = model.inspect(TEXT, ["blocks.1.attention.weights"])["blocks.1.attention.weights"]
     row = next(row for row in tables["attention"] if row["head"] == "head 1.0")

@@ -112,8 +112,9 @@ def lens_all(subject: Subject) -> tuple[Arrays, Facts]:
 
 
 def lens_at(subject: Subject) -> tuple[Arrays, Facts]:
-    """The likeliest tokens at every place after t, and the probabilities of `ids`."""
+    """The likeliest tokens at every place after t; the probabilities of `ids` or the candidates."""
     asked = subject.query.integers("ids", 0, subject.loaded.model.tokenizer.vocab_size - 1)
+    asked = asked or subject.candidates(subject.position()).tolist()
     result = lens.read_lens_at(subject.recorded, subject.position(), asked)
     arrays = {
         "ids": i4(result.ids),

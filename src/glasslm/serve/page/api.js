@@ -54,11 +54,31 @@ export async function request(path, options = {}) {
 /** @param {string} path */
 async function answerFromFile(path) {
 	const bytes = recorded?.[path];
-	if (bytes === undefined) {
-		throw new RequestError(404, "this saved file does not hold it: ask the server", "not_saved");
-	}
+	if (bytes === undefined) throw new RequestError(404, notSaved(path), "not_saved");
 	return new Response(Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0)));
 }
+
+/** What a saved file does not hold, and what to do. @param {string} path */
+function notSaved(path) {
+	const saved = new URLSearchParams(recorded?.["#"].slice(1)).get("t");
+	const t = new URLSearchParams(path.split("?")[1]).get("t");
+	const name = path.split("/")[2].replace(/-.*/, "");
+	const view = VIEW_OF[name] ?? name.charAt(0).toUpperCase() + name.slice(1);
+	const [where, back] = t && t !== saved ? [` for ${t}`, `go back to ${saved}, or `] : ["", ""];
+	const what = `This file was saved at position ${saved}. ${view} was not saved${where}: `;
+	return `${what}${back}open the run with \`glasslm look\`.`;
+}
+
+/** @type {Record<string, string>} the view that shows an answer of another name */
+const VIEW_OF = {
+	distribution: "Write",
+	scores: "Attention",
+	ablate: "Patch",
+	off: "Patch",
+	neurons: "Patch",
+	step: "Backward",
+	source: "The source of this number",
+};
 
 /**
  * POST of a JSON body; the JSON that comes back.

@@ -63,7 +63,6 @@ function drawElement(element, into) {
 		return;
 	}
 	if (!isEmpty) drawBox(style, box, into);
-	if (element instanceof HTMLInputElement) drawSlider(element, style, box, into);
 	if (element instanceof HTMLSelectElement) {
 		drawWords(element.selectedOptions[0]?.text ?? "", style, box.left + 6, box.top, box, into);
 		return;
@@ -124,31 +123,6 @@ function gradientOf(style, into) {
 	}
 	into.append(gradient);
 	return `url(#gradient-${gradients})`;
-}
-
-/**
- * @param {HTMLInputElement} input
- * @param {CSSStyleDeclaration} style
- * @param {DOMRect} box
- * @param {Element} into
- */
-function drawSlider(input, style, box, into) {
-	if (input.type !== "range") return;
-	const share = (Number(input.value) - Number(input.min)) / (Number(input.max) - Number(input.min));
-	const y = box.top + box.height / 2;
-	const x = box.left + 8 + share * (box.width - 16);
-	const line = { y1: y, y2: y, "stroke-width": 4, "stroke-linecap": "round" };
-	into.append(
-		make("line", {
-			x1: box.left + 2,
-			x2: box.right - 2,
-			stroke: style.color,
-			opacity: 0.2,
-			...line,
-		}),
-		make("line", { x1: box.left + 2, x2: x, stroke: style.accentColor, ...line }),
-		make("circle", { cx: x, cy: y, r: 7, fill: style.accentColor }),
-	);
 }
 
 /**

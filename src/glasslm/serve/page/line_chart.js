@@ -89,16 +89,26 @@ export function lineChart({ title, width, height, xAxis, yAxis, lines, mark, des
 	);
 }
 
+/** @param {number[]} point */
+const hasValue = ([, value]) => Number.isFinite(value);
+
 /** @param {Line} line @param {(x: number) => number} x @param {(y: number) => number} y */
 function curve(line, x, y) {
-	const points = line.points.filter(([, value]) => Number.isFinite(value));
-	const path = points.map(([a, b]) => `${x(a).toFixed(1)},${y(b).toFixed(1)}`).join(" ");
+	const points = line.points.filter(hasValue);
+	/** @type {string[][]} the line has a gap where a value is missing */
+	const pieces = [[]];
+	for (const point of line.points) {
+		if (!hasValue(point)) pieces.push([]);
+		else pieces.at(-1)?.push(`${x(point[0]).toFixed(1)},${y(point[1]).toFixed(1)}`);
+	}
 	const stroke = { stroke: line.colour, "stroke-width": line.width ?? 1.8, fill: "none" };
 	const dots = line.withDots
 		? points.map(([a, b]) => el("circle", { cx: x(a), cy: y(b), r: 2.4, fill: line.colour }))
 		: [];
 	return [
-		el("polyline", { points: path, ...stroke, "stroke-dasharray": line.dash || null }),
+		...pieces.map((piece) =>
+			el("polyline", { points: piece.join(" "), ...stroke, "stroke-dasharray": line.dash || null }),
+		),
 		...dots,
 	];
 }
@@ -111,8 +121,10 @@ function curve(line, x, y) {
  */
 function endNames(lines, y, bottom) {
 	const ends = lines
-		.filter((line) => line.points.length)
-		.map((line) => ({ line, top: y(line.points[line.points.length - 1][1]) + 4 }))
+		.flatMap((line) => {
+			const last = line.points.filter(hasValue).at(-1);
+			return last ? [{ line, top: y(last[1]) + 4 }] : [];
+		})
 		.sort((a, b) => a.top - b.top);
 	for (let i = 1; i < ends.length; i++) {
 		ends[i].top = Math.max(ends[i].top, ends[i - 1].top + LINE_PX);

@@ -218,9 +218,8 @@ export function towardsAsk(scene) {
 	const { layer, head, towards } = scene.state;
 	if (!towards) return null;
 	const [candidate, rival] = towards;
-	const query = { t: scene.t, layer, head, candidate, rival };
-	const words = Object.entries(query).map(([name, value]) => `${name}=${value}`);
-	return `why-source?${words.join("&")}`;
+	const pair = `candidate=${candidate}&rival=${rival}`;
+	return `why-source?t=${scene.t}&layer=${layer}&head=${head}&${pair}`;
 }
 
 /** A strip of the whole text where a window shows only part of it; to drag. @param {Scene} scene */

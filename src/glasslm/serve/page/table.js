@@ -20,6 +20,10 @@ export function asTable(makeRows) {
 	return details;
 }
 
+/** What says that a table goes on. @param {number} least its width @param {number} room in pixels */
+export const slideHint = (least, room) =>
+	least > room ? el("caption", {}, "slide sideways: more columns →") : null;
+
 /** Four significant digits of a number. @param {string | number} x */
 function shown(x) {
 	if (typeof x !== "number" || Number.isInteger(x) || !Number.isFinite(x)) return x;

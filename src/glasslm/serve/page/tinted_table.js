@@ -2,6 +2,7 @@
 
 import { textTint } from "./colour.js";
 import { el } from "./dom.js";
+import { slideHint } from "./table.js";
 
 /**
  * @typedef {object} TintedCell
@@ -33,8 +34,10 @@ export function tintedCell({ text, title, quantity, alpha, isPressed, choose }) 
 /**
  * @param {string[]} columns
  * @param {[import("./dom.js").Child, (TintedCell | null)[]][]} rows
+ * @param {number} room in pixels
  */
-export function tintedTable(columns, rows) {
+export function tintedTable(columns, rows, room) {
+	const least = 32 + columns.length * 44;
 	const head = columns.map((title) => el("th", { scope: "col" }, title));
 	const body = rows.map(([label, cells]) => {
 		const row = cells.map((cell) => el("td", {}, cell && tintedCell(cell)));
@@ -42,7 +45,8 @@ export function tintedTable(columns, rows) {
 	});
 	return el(
 		"table",
-		{ class: "switches", style: { "min-width": `${60 + columns.length * 46}px` } },
+		{ class: "switches", style: { "min-width": `${least}px` } },
+		slideHint(least, room),
 		el("thead", {}, el("tr", {}, el("th", { class: "corner" }), head)),
 		el("tbody", {}, body),
 	);

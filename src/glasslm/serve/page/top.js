@@ -119,6 +119,7 @@ export function drawWhen(scene) {
 
 /** @param {Run} run */
 function caption(run) {
+	if (run.kept) return `1 of ${plural(run.kept.length, "checkpoint")} is in this file`;
 	const kept = plural(run.checkpoints.length, "checkpoint");
 	const more = run.checkpoints.length < 4 && !recorded ? ": --keep 100 keeps more" : "";
 	return `loss while it ${run.is_training ? "trains" : "trained"} · ${kept} kept${more}`;

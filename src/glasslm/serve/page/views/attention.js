@@ -40,7 +40,7 @@ export const attention = {
 		const best = hardestLook(scene);
 		const all = scene.layers * scene.heads;
 		return [
-			"From here head ",
+			"Among earlier tokens head ",
 			strong(headName(best.layer, best.head)),
 			" looks back hardest, ",
 			number(percent(best.weight), `attention.${best.layer}.${best.head}.${best.t}`),

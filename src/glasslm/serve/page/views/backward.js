@@ -239,7 +239,7 @@ function matrices(scene) {
 		el("span", {}, `${names[i].replace(".weight", "")} `, tintedCell(cell(i))),
 	);
 	return [
-		columns.length ? tintedTable(columns, rows) : null,
+		columns.length ? tintedTable(columns, rows, scene.columns.room) : null,
 		el("p", { class: "chips indented" }, single),
 	];
 }

@@ -193,11 +193,12 @@ function scoreChart(scene) {
 	const checkpoints = curveCheckpoints(scene);
 	const colours = [`rgb(${palette.look})`, `rgb(${palette.cost})`, `rgb(${palette.slope})`];
 	const dashes = ["", "2 3", "6 3", "1 2"];
+	const n = checkpoints.filter((other) => scene.answer(scene.pathAt(other, ASK))).length;
 	const most = Math.max(1, checkpoints.at(-1)?.step ?? 1);
 	return chart(scene, {
-		title: "Strongest head, on random repeated tokens",
+		title: "Best heads, random repeated tokens",
 		most,
-		label: "steps",
+		label: n < checkpoints.length ? `steps (${n} of ${checkpoints.length} read)` : "steps",
 		yAxis: { least: 0, most: 1, ticks: [0, 0.5, 1], format: (y) => fixed(y, 1) },
 		lines: KINDS.map(({ kind, short }, i) => ({
 			name: short,

@@ -79,6 +79,9 @@ export const lens = {
 			legend("look", { low: "0", high: "1", what: "probability", power: POWER }),
 			el("span", { class: "key under" }, el("i"), "it is what comes next"),
 			"the last row is the output itself",
+			scene.run.config.tied
+				? "; the embedding repeats the token just read, because one matrix reads in and out"
+				: null,
 		);
 		return [figure, caption, asTable(() => lens.rows(scene))];
 	},

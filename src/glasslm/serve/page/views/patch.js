@@ -110,7 +110,7 @@ export const patch = {
 			el(
 				"div",
 				{ class: "two" },
-				el("div", { class: "wide" }, switches(scene), neuronChips(scene)),
+				el("div", {}, el("div", { class: "wide" }, switches(scene)), neuronChips(scene)),
 				candidateBars(scene),
 			),
 			offLane(scene),
@@ -249,6 +249,7 @@ function switches(scene) {
 			offTool(scene, String(layer), isWide ? `layer ${layer}` : String(layer), "the whole layer"),
 			rests.map((rest) => cell(`${layer}.${rest}`)),
 		]),
+		scene.columns.room * (isWide ? 0.57 : 1),
 	);
 	const words = `change of the loss on ${quoted(scene.token(goal))} without the part; `;
 	const bound = fixed(most, 1);
@@ -290,9 +291,8 @@ function neuronPair(scene) {
 function neuronsAsk(scene) {
 	const pair = neuronPair(scene);
 	if (!pair) return null;
-	const query = { t: scene.t, layer: scene.state.layer, ...pair };
-	const words = Object.entries(query).map(([name, value]) => `${name}=${value}`);
-	return `neurons?${words.join("&")}`;
+	const { candidate, rival } = pair;
+	return `neurons?t=${scene.t}&layer=${scene.state.layer}&candidate=${candidate}&rival=${rival}`;
 }
 
 /** The strongest neurons of the chosen layer, to switch off. @param {Scene} scene */
@@ -304,7 +304,7 @@ function neuronChips(scene) {
 	const chips = Array.from(neurons.data)
 		.slice(0, 8)
 		.map((neuron, i) => {
-			const title = `neuron ${neuron}: its direct share of the difference of the logits; a click switches it off`;
+			const title = `neuron ${neuron}: ${signed(shares.at(i), 3)} in the difference of the logits`;
 			return offTool(scene, `${layer}.n${neuron}`, `${neuron}: ${signed(shares.at(i))}`, title);
 		});
 	const [asked, rival] = Object.values(neuronPair(scene) ?? {}).map((id) =>

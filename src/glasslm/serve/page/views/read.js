@@ -33,9 +33,8 @@ function losses(scene) {
 		.filter((t) => t > 0 && nats.at(t) > ngram.at(t) + MARGIN_NATS);
 }
 
-/** @param {Scene} scene */
-function meanNats(scene) {
-	const { nats } = readings(scene);
+/** @param {Scene} scene @param {import("../arrays.js").Tensor} [nats] */
+function meanNats(scene, nats = readings(scene).nats) {
 	let sum = 0;
 	for (let t = 1; t < scene.length; t++) sum += nats.at(t);
 	return sum / (scene.length - 1);
@@ -55,6 +54,7 @@ export const read = {
 		if (scene.length < 2) return ["One token alone is predicted by nothing: add more text."];
 		const { header, ngram, order } = readings(scene);
 		const better = losses(scene).length;
+		const mean = fixed(meanNats(scene, ngram));
 		return [
 			number(fixed(meanNats(scene)), "read.mean"),
 			` nats a ${scene.unit} here, `,
@@ -62,7 +62,7 @@ export const read = {
 			" bits per byte. ",
 			...(ngram
 				? [
-						`A ${order}-gram does better at `,
+						`A ${order}-gram has ${mean} nats, and does better at `,
 						strong(`${count(better)} of ${count(scene.length - 1)}`),
 						` ${scene.unit}s.`,
 					]
@@ -105,7 +105,7 @@ export const read = {
 							"span",
 							{ class: "key under" },
 							el("i", { style: { width: "18px" } }),
-							`${order}-gram counted in the training text`,
+							`${order}-gram: what followed the last ${order - 1} ${scene.unit}s in the training text`,
 						),
 						`▲ where the ${order}-gram is better by ${MARGIN_NATS} nats or more`,
 					]

@@ -129,9 +129,13 @@ function copies(scene, second) {
 	}
 	const range = patchedRange(scene);
 	let most = LEAST_RANGE;
+	let [here, all] = [0, 0];
 	for (let place = 0; range && place <= scene.layers; place++) {
 		for (let p = range.from; p <= range.to; p++) {
-			most = Math.max(most, Math.abs(patched(scene, place, p) ?? 0));
+			const change = patched(scene, place, p);
+			most = Math.max(most, Math.abs(change ?? 0));
+			if (p < second.tokens.length) all++;
+			if (change !== null) here++;
 		}
 	}
 	const goal = quoted(scene.token(goalOf(scene)));
@@ -139,7 +143,8 @@ function copies(scene, second) {
 		id: "patch.copy",
 		label: "Change of the loss when the stream of a place is copied from the second text",
 		colour: (place, p) => {
-			const change = patched(scene, place, p) ?? 0;
+			const change = patched(scene, place, p);
+			if (change === null) return p < (scene.second?.tokens.length ?? 0) ? palette.line : null;
 			const { quantity, alpha } = diverging(change, most);
 			return Math.abs(change) < CHANGED ? null : tint(quantity, alpha);
 		},
@@ -151,7 +156,9 @@ function copies(scene, second) {
 		later: "after the caret: it cannot matter",
 	});
 	const [low, high] = [`helps ${goal}, −${fixed(most, 1)}`, `+${fixed(most, 1)} nats, harms`];
-	const caption = el("figcaption", {}, divergingLegend(low, high), "blank: no change");
+	const scale = [divergingLegend(low, high), "blank: no change"];
+	const progress = `grey: not computed yet … ${Math.floor((100 * here) / all)}%`;
+	const caption = el("figcaption", {}, here < all ? progress : scale);
 	return el("div", {}, tokens, figure, caption);
 }
 

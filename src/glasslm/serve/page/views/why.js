@@ -6,7 +6,7 @@ import { lineChart } from "../line_chart.js";
 import { number, strong } from "../figure_parts.js";
 import { partName, placeName } from "../scene.js";
 import { store } from "../state.js";
-import { asTable } from "../table.js";
+import { asTable, slideHint } from "../table.js";
 import { fixed, glyphs, percent, quoted, signed } from "../words.js";
 
 /** @typedef {import("../scene.js").Scene} Scene */
@@ -19,10 +19,7 @@ const LINES = 4; // of the model's first choices in the chart, beside the token 
 const ask = (scene) => `why?t=${scene.t}`;
 
 /** The probabilities of the candidates at every depth. @param {Scene} scene */
-function depthAsk(scene) {
-	const ids = scene.answer(ask(scene))?.arrays.ids;
-	return ids ? [`lens-at?t=${scene.t}&ids=${Array.from(ids.data).join(",")}`] : [];
-}
+const depthAsk = (scene) => `lens-at?t=${scene.t}`;
 
 /** @type {import("../scene.js").View} */
 export const why = {
@@ -30,7 +27,7 @@ export const why = {
 	title: "Why",
 	purpose: "Which heads and layers push the answer up or down.",
 	sentenceAsks: (scene) => [ask(scene)],
-	asks: (scene) => [ask(scene), ...depthAsk(scene)],
+	asks: (scene) => [ask(scene), depthAsk(scene)],
 
 	sentence(scene) {
 		const { candidate, rival, parts, share } = question(scene);
@@ -203,22 +200,19 @@ function shares(scene) {
 		if (hasBias) own.push(`${l}.bias`);
 		const total = own.reduce((a, part) => a + (share(parts.indexOf(part)) || 0), 0);
 		sum += total;
-		rows.push(
-			row(
-				isWide ? `layer ${l}` : `${l}`,
-				own.map((part) => cell(part)),
-				total,
-			),
-		);
+		const cells = own.map((part) => cell(part));
+		rows.push(row(isWide ? `layer ${l}` : `${l}`, cells, total));
 	}
 	if (parts.includes("norm.bias")) {
-		sum += share(parts.indexOf("norm.bias"));
 		const own = share(parts.indexOf("norm.bias"));
+		sum += own;
 		rows.push(row(isWide ? "last norm" : "norm", [cell("norm.bias", across)], own));
 	}
+	const least = (isWide ? 74 : 34) + titles.length * 42;
 	return el(
 		"table",
-		{ class: "con", style: { "min-width": `${74 + titles.length * 42}px` } },
+		{ class: "con", style: { "min-width": `${least}px` } },
+		slideHint(least, scene.columns.room * (isWide ? 0.57 : 1)),
 		el(
 			"thead",
 			{},
@@ -292,14 +286,14 @@ function proof(scene) {
 
 /** How the answer forms with depth. @param {Scene} scene */
 function depthChart(scene) {
-	const answer = scene.answer(depthAsk(scene)[0] ?? "");
-	const { tokens, candidate } = question(scene);
+	const answer = scene.answer(depthAsk(scene));
+	const { tokens, candidate, rival } = question(scene);
 	const asked = answer?.arrays.asked_logprobs;
 	if (!answer || !asked) return null;
 	const places = /** @type {string[]} */ (answer.header.places);
 	const { room, isWide } = scene.columns;
 	const shown = tokens.slice(0, LINES);
-	for (const id of [scene.target, candidate]) {
+	for (const id of [scene.target, candidate, rival]) {
 		if (id !== null && tokens.includes(id) && !shown.includes(id)) shown.push(id);
 	}
 	const probability = (/** @type {number} */ i, /** @type {number} */ id) =>
@@ -310,27 +304,30 @@ function depthChart(scene) {
 		if (i === 0) return [{ at: 0, text: "emb" }];
 		return place.endsWith(".attention") ? [] : [{ at: i, text: place.split(".")[1] }];
 	});
-	return lineChart({
+	const chart = lineChart({
 		title: "How the answer forms with depth",
 		width: isWide ? Math.floor((room - 28) * 0.4) : room,
 		height: 206,
-		xAxis: { most: places.length - 1, label: "layer", ticks },
+		xAxis: { most: places.length - 1, label: "read out after layer", ticks },
 		yAxis: { least: 0, most: top, ticks: [0, top / 2, top], format: percent },
-		lines: shown.map((id, k) => {
-			const isNext = id === scene.target;
+		lines: shown.map((id) => {
+			const isAsked = id === candidate;
 			return {
 				name: glyphs(scene.token(id), 6),
 				points: places.map((_, i) => [i, probability(i, id)]),
-				colour: k === 0 ? `rgb(${palette.look})` : palette.soft,
-				width: k === 0 ? 2.4 : 1.4,
-				dash: isNext && k > 0 ? "4 3" : "",
-				isStrong: isNext,
+				colour: isAsked ? `rgb(${palette.look})` : palette.soft,
+				width: isAsked ? 2.6 : 1.4,
+				dash: id === rival ? "4 3" : "",
+				isStrong: isAsked,
 			};
 		}),
 		describe: `Probability of ${shown.map((id) => quoted(scene.token(id))).join(", ")} from ${
 			placeName(places[0]).long
 		} to the output`,
 	});
+	const other = rival === null ? "" : `; dashed: ${quoted(scene.token(rival))}, its rival`;
+	const legend = `bold: ${quoted(scene.token(candidate))}, asked for${other}; thin: other first choices`;
+	return el("div", {}, chart, el("p", { class: "proof" }, legend));
 }
 
 /** @param {string} part the name in engines/inspection of what a part writes */

@@ -1,4 +1,4 @@
-// Write: what could come next, with and without the dials, and how the model goes on from each.
+// Write: what could come next, with and without the settings, and how the model goes on from each.
 
 import { tint } from "../colour.js";
 import { el } from "../dom.js";
@@ -6,7 +6,7 @@ import { legend, number, strong, tool } from "../figure_parts.js";
 import { store } from "../state.js";
 import { asTable } from "../table.js";
 import { hideTip, showTip } from "../tip.js";
-import { count, fixed, glyphs, percent, quoted } from "../words.js";
+import { fixed, glyphs, percent, plural, quoted } from "../words.js";
 
 /** @typedef {import("../scene.js").Scene} Scene */
 
@@ -151,10 +151,10 @@ export const write = {
 				"p",
 				{ class: "cap" },
 				barKey("", "the model’s own"),
-				barKey("outlined", "after the dials"),
+				barKey("outlined", "with these settings"),
 				legend("look", { low: "0", high: "1", what: "probability of what it wrote", top: ALPHA }),
 				el("span", { class: "key" }, el("i", { class: "frame" }), "what the text has"),
-				rest > 0 ? `${count(rest)} more could be drawn` : "nothing else can be drawn",
+				`${plural(rest, `other ${scene.unit} is`, `other ${scene.unit}s are`)} still possible`,
 			),
 			asTable(() => write.rows(scene)),
 		];
@@ -162,7 +162,7 @@ export const write = {
 
 	rows(scene) {
 		return [
-			["candidate", "token", "probability", "after the dials", "goes on"],
+			["candidate", "token", "probability", "with these settings", "goes on"],
 			...candidates(scene).map(({ id, before, after }) => {
 				const text = continuation(scene, [id]).tokens.map((token) => scene.token(token.id));
 				return [glyphs(scene.token(id)), id, before, after, glyphs(text.join(""))];
@@ -176,7 +176,7 @@ export const write = {
 		const place = `for ${quoted(scene.token(candidate.id))} after position ${scene.t}`;
 		return {
 			value: fixed(candidate.before, 4),
-			words: [`softmax of the logits, ${place}, before the dials`],
+			words: [`softmax of the logits, ${place}, before the settings`],
 			name: "logits",
 			python: (code) =>
 				`x = ${code}[${scene.t}]\nnp.exp(x - np.logaddexp.reduce(x))[${candidate.id}]`,
@@ -237,7 +237,8 @@ function row(scene, path) {
 	const isNext = path[0] === scene.target && !isBranch;
 	const own = candidate && !isBranch ? candidate : null;
 	const last = path[path.length - 1];
-	const room = scene.columns.gutter > 80 ? scene.columns.gutter - 56 : 24;
+	const { gutter, room: whole } = scene.columns;
+	const room = gutter > 80 ? gutter - 56 : whole - 60;
 	const classes = ["alt", isNext && "chosen", isBranch && "branch", own?.after === 0 && "gone"];
 	const full = [...path, ...tokens.map(({ id }) => id)];
 	return el(
