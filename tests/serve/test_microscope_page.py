@@ -76,7 +76,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_typing_reading_and_writing(page: PageDriver, model: Model) -> None:
+def test_typing_reading_and_writing(page: PageDriver, model: Model, tmp_path: Path) -> None:
     page.open()
     set_text(page, TEXT)
     page.page.keyboard.press("2")  # opens Read
@@ -85,6 +85,11 @@ def test_typing_reading_and_writing(page: PageDriver, model: Model) -> None:
     said = re.findall(r"\d+\.\d+", page.sentence("read"))
     np.testing.assert_allclose(float(said[0]), losses.mean(), atol=0.006)
     np.testing.assert_allclose(float(said[1]), losses.mean() / np.log(2), atol=0.006)
+    page.page.locator("#read header p", has_text="5-gram").wait_for()
+    ngram = read_table(page.save("CSV", tmp_path, "read")[0])
+    mean = np.mean([float(row["5-gram, nats"]) for row in ngram])
+    said = re.findall(r"\d+\.\d+", page.sentence("read"))
+    np.testing.assert_allclose(float(said[2]), mean, atol=0.006)
 
     t = int(page.text(".crumb.after b").split()[0])
     ids = model.tokenizer.encode(TEXT)
@@ -209,6 +214,7 @@ def test_the_saved_page_opens_offline(page: PageDriver, browser: Any, tmp_path: 
         saved.wait()
         assert saved.sentence("attention") == sentence
         assert saved.text(".crumb.head b") == row
+        assert "1 of 2 checkpoints is in this file" in saved.page.locator("#when").text_content()
         saved.page.keyboard.press("ArrowLeft")
         saved.wait()
         assert saved.sentence("attention") != sentence

@@ -225,6 +225,15 @@ def test_the_step_that_is_promised_is_one_really_made(
     page.require_silence()
 
 
+def test_a_step_that_is_too_long_is_said(page: PageDriver) -> None:
+    page.open(address("backward", lr=1000))
+    before, after, norm = numbers(page.sentence("backward").replace(",", ""))[-3:]
+    assert after > before
+    assert norm > 1
+    assert "would raise its loss" in page.sentence("backward")
+    assert "try a smaller learning rate" in page.sentence("backward")
+
+
 def page_run(page: PageDriver) -> str:
     """The path of the run, from the line of Python of any number."""
     page.page.locator("#backward header .n").first.click()
@@ -313,4 +322,8 @@ def test_a_saved_file_holds_what_is_shown(page: PageDriver, browser: Any, tmp_pa
         assert saved.page.locator('[data-key="patch-copy"]').count() == 1
         assert "second, step 40" in saved.text("#learning .sides")
         assert saved.page.locator("#learning svg").count() == 3
+        saved.page.evaluate("location.hash = location.hash.replace('off=0.1', 'off=1.1')")
+        message = saved.page.locator("#patch .empty", has_text=f"saved at position {T}.")
+        message.wait_for()
+        assert "Patch was not saved: open the run with `glasslm look`." in message.inner_text()
         saved.require_silence()
