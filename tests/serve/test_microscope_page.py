@@ -214,7 +214,7 @@ def test_the_saved_page_opens_offline(page: PageDriver, browser: Any, tmp_path: 
         saved.wait()
         assert saved.sentence("attention") == sentence
         assert saved.text(".crumb.head b") == row
-        assert "1 of 2 checkpoints is in this file" in saved.page.locator("#when").text_content()
+        assert "1 of 3 checkpoints is in this file" in saved.page.locator("#when").text_content()
         saved.page.keyboard.press("ArrowLeft")
         saved.wait()
         assert saved.sentence("attention") != sentence

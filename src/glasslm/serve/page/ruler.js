@@ -201,7 +201,9 @@ export function drawLane(scene) {
 		}
 	}
 	const name = headName(layer, head);
-	const label = pushes ? `${name} pushes, ±${signed(most).replace("+", "")}` : `head ${name} reads`;
+	const label = pushes
+		? `${name} pushes, ±${signed(most).replace("+", "")}`
+		: `head ${name} reads 0–1`;
 	morph(
 		byId("lane"),
 		el("span", { class: "lab" }, columns.isWide ? label : name),

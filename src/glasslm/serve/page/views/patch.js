@@ -97,6 +97,7 @@ export const patch = {
 			strong(partName(parts[best])),
 			" the loss on ",
 			strong(quoted(scene.token(goal))),
+			scene.target === null ? " (its first choice: the text ends here)" : "",
 			change(best) > 0 ? " would rise from " : " would fall from ",
 			number(fixed(before), "patch.before"),
 			" to ",

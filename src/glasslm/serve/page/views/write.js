@@ -31,6 +31,8 @@ const branches = new Map();
  * @type {{place: string, path: number[], at: number} | null}
  */
 let opened = null;
+/** The text from which a candidate was taken last. */
+let before = "";
 
 /** @param {Scene} scene */
 const placeOf = (scene) => `${scene.checkpoint.hash} ${scene.text.id} ${scene.t}`;
@@ -123,7 +125,7 @@ export const write = {
 			")",
 		];
 		const comes = all.find(({ id }) => id === scene.target);
-		if (!comes) return [...expects, "; here the text ends."];
+		if (!comes) return [...expects, "; the text ends here, so nothing comes to compare."];
 		if (comes === best) return [...expects, ", and that is what comes."];
 		return [
 			...expects,
@@ -140,7 +142,9 @@ export const write = {
 		const all = candidates(scene);
 		const hidden = all.length - shownCandidates(scene).length;
 		const rest = hidden + (others ?? 0);
+		const back = before && before !== scene.text.id;
 		return [
+			back ? tool("↶ back to the text before", () => history.back()) : null,
 			dials(scene),
 			el(
 				"div",
@@ -294,6 +298,7 @@ function takeOver(scene, path) {
 	const ids = [...scene.text.tokens.slice(0, scene.t + 1).map(({ id }) => id), ...path];
 	const t = scene.t + path.length;
 	hideTip();
+	before = scene.text.id;
 	if (scene.unit === "token" || scene.unit === "byte") {
 		store.set({ ids: ids.join("."), text: null, t });
 	} else {
