@@ -174,7 +174,8 @@ def test_a_click_goes_on_from_an_alternative(browser: Any, server: ServerProcess
         assert page.state()["t"] == "4"
         assert before == len("a small text")
         page.page.locator("#write .tool", has_text="back to the text before").click()
-        page.page.wait_for_function("n => document.querySelectorAll('.tok').length === n", arg=before)
+        has_returned = "n => document.querySelectorAll('.tok').length === n"
+        page.page.wait_for_function(has_returned, arg=before)
         page.wait()
         assert page.page.locator("#write .tool", has_text="back to the text").count() == 0
         page.require_silence()
