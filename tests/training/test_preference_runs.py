@@ -14,8 +14,12 @@ import pytest
 from glasslm.cli import finetune
 from glasslm.config.conversion import to_dict, with_flags
 from glasslm.config.schema import ComputeConfig, DataConfig, RunConfig
+from glasslm.data.preference_pairs import PreferencePair
+from glasslm.data.tokenizers import CharTokenizer
 from glasslm.engines import memory_estimate
 from glasslm.errors import DamagedError, InputError
+from glasslm.inference.sampling import Sampling
+from glasslm.inference.trained_model import load_model
 from glasslm.lab.diagnosis import diagnose
 from glasslm.lab.diagnosis.diagnosis_input import input_from_run
 from glasslm.lab.diagnosis.replay import replay_step
@@ -28,7 +32,9 @@ from glasslm.runs.run_folder import Run
 from glasslm.training import launch
 from glasslm.training.fine_tuning import BaseRun, preference_tuning_config
 from glasslm.training.preference import opening, rewards, warning_signs
+from glasslm.training.preference.objective import encode_pair
 from glasslm.training.preference.rewards import AdditionReward
+from glasslm.training.preference.rollouts import Sampler
 from glasslm.training.preference.warning_signs import PreferenceMonitor
 from small_runs import COMPUTE, SMALL, ignore_message, small_config, without_report
 
@@ -243,7 +249,7 @@ def test_pairs_that_changed_or_are_too_long_are_refused(
         launch.resume(tmp_path / "run", COMPUTE, notify=ignore_message)
     line = {"prompt": "1" * 30, "chosen": "1", "rejected": "2"}
     copy.write_text("\n".join(json.dumps(line | {"prompt": p}) for p in ("1" * 30, "2")))
-    with pytest.raises(InputError, match=r"a pair has 31 tokens.*at most 25"):
+    with pytest.raises(InputError, match=r"a pair has 32 tokens.*at most 25"):
         tune(additions, tmp_path / "other", preferences=str(copy))
 
 
@@ -268,6 +274,21 @@ def test_the_command_has_the_recipe_and_refuses_a_study(additions: Path, pairs: 
         finetune.main([str(additions), "--reward", "addition", "--study", "rank"])
     with pytest.raises(InputError, match="both --preferences and --reward"):
         finetune.parse([str(additions), "--reward", "names", "--preferences", str(pairs)])
+
+
+def test_a_prompt_begins_a_line_in_pairs_and_rollouts_alike(additions: Path) -> None:
+    """A line end comes before it, once, so that both objectives see the same prompt."""
+    model, config = load_model(additions), tuning_config(additions, reward="addition")
+    prompts = ["1+2=", "\n1+2=", ""]
+    sampler = Sampler(model.engine, model.tokenizer, model.config.model, answer_tokens=1)
+    rollouts = sampler.sample(prompts, Sampling(temperature=0), 0, lambda: None)
+    expected = tuple(map(int, model.tokenizer.encode("\n1+2=")))
+    for prompt, rollout in zip(prompts, rollouts):
+        chosen, rejected = encode_pair(PreferencePair(prompt, "3", "4"), model.tokenizer, config)
+        tokens = expected if prompt else expected[:1]
+        assert tokens == chosen.prompt == rejected.prompt == rollout.answer.prompt
+    without_lines = CharTokenizer("ab")  # no token begins a text
+    assert encode_pair(PreferencePair("ab", "a", "b"), without_lines, config)[0].prompt == (0, 1)
 
 
 def test_a_chat_is_refused_because_its_template_is_not_written(additions: Path) -> None:

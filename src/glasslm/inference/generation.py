@@ -54,9 +54,23 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
         ids = _require_ids(prompt, tokenizer.vocab_size)
     if ids:
         return ids
+    return [start_id(tokenizer) or 0]
+
+
+def encode_from_start(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a prompt at the start of a document, or of a line: with `start_id` before it.
+
+    A text that begins with that token gets no second one. Raises InputError as `encode_prompt`.
+    """
+    ids, start = encode_prompt(tokenizer, text), start_id(tokenizer)
+    return ids if start is None or ids[0] == start else [start, *ids]
+
+
+def start_id(tokenizer: Tokenizer) -> int | None:
+    """The token after which a text begins: the end of the document before, or else a newline."""
     if tokenizer.end_id is not None:
-        return [tokenizer.end_id]
-    return [tokenizer.token_bytes.index(b"\n") if b"\n" in tokenizer.token_bytes else 0]
+        return tokenizer.end_id
+    return tokenizer.token_bytes.index(b"\n") if b"\n" in tokenizer.token_bytes else None
 
 
 def _require_ids(prompt: Prompt, vocab_size: int) -> list[int]:

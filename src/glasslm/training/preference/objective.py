@@ -22,7 +22,7 @@ from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.protocol import Batch, Engine
 from glasslm.errors import InputError
 from glasslm.inference.evaluation import Score
-from glasslm.inference.generation import encode_prompt
+from glasslm.inference.generation import encode_from_start
 from glasslm.inference.sampling import Sampling
 from glasslm.training.preference.answers import Answer, AnswerRows, answer_rows, token_nats
 from glasslm.training.preference.dpo import PairLosses, pair_losses
@@ -153,7 +153,7 @@ def encode_pair(
     Raises InputError for characters that the tokenizer does not know, and for a pair that is longer
     than the context.
     """
-    prompt = tuple(encode_prompt(tokenizer, pair.prompt))
+    prompt = tuple(encode_from_start(tokenizer, pair.prompt))
     end = () if tokenizer.end_id is None else (tokenizer.end_id,)
     answers = [
         Answer(prompt, (*map(int, tokenizer.encode(text)), *end))
@@ -183,7 +183,7 @@ class RewardObjective:
         self.config, self.engine, self._first, self.reward = config, engine, first, reward
         self.sampler = Sampler(engine, tokenizer, config.model, config.preference.answer_tokens)
         prompts = (*reward.prompts[-1:], *reward.held_out_prompts[-1:])  # the longest ones
-        longest = max(len(self.sampler.prompt_ids(prompt)) for prompt in prompts)
+        longest = max(len(encode_from_start(tokenizer, prompt)) for prompt in prompts)
         if longest + config.preference.answer_tokens > config.model.block_size:
             raise InputError(
                 f"prompts of {longest} tokens and --answer-tokens "

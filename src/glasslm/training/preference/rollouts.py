@@ -13,7 +13,7 @@ from typing import NamedTuple
 from glasslm.config.schema import ModelConfig
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.protocol import Engine
-from glasslm.inference.generation import encode_prompt
+from glasslm.inference.generation import encode_from_start
 from glasslm.inference.request import Finished, Request, Token
 from glasslm.inference.sampling import Sampling
 from glasslm.inference.scheduler import Scheduler
@@ -39,11 +39,6 @@ class Sampler:
         self.engine, self.tokenizer, self.config = engine, tokenizer, config
         self.answer_tokens = answer_tokens
 
-    def prompt_ids(self, prompt: str) -> tuple[int, ...]:
-        """The tokens of a prompt at the beginning of a line or a document."""
-        start = encode_prompt(self.tokenizer, "")
-        return (*start, *map(int, self.tokenizer.encode(prompt))) if prompt else tuple(start)
-
     def sample(
         self,
         prompts: Sequence[str],
@@ -58,9 +53,12 @@ class Sampler:
         tile = self.engine.row_tile
         slots = min(math.ceil(len(prompts) / tile) * tile, MAX_ROLLOUT_ROWS)
         requests = [
-            Request(self.prompt_ids(prompt), self.answer_tokens, sampling, number, stop=(END,))
+            Request(
+                tuple(encode_from_start(self.tokenizer, prompt)), self.answer_tokens, sampling,
+                number, stop=(END,),
+            )
             for number, prompt in enumerate(prompts, first_sample)
-        ]
+        ]  # fmt: skip
         longest = max(len(request.ids) for request in requests)
         scheduler = Scheduler(
             self.engine, self.tokenizer, self.config,
