@@ -4,7 +4,7 @@ B rows, T positions, D width, H heads, Q head size, F inner width of the feed-fo
 n tokens of an expert. An Edit overwrites those with a star.
 
   * embedding                                    (B, T, D)     the residual stream before block 0
-    blocks.0.attention.scores                    (B, H, T, T)  q . k / sqrt(head size); hidden: -inf
+    blocks.0.attention.scores                    (B, H, T, T)  before the softmax; hidden: -inf
     blocks.0.attention.weights                   (B, H, T, T)  softmax of scores and ALiBi's bias
   * blocks.0.attention.heads                     (B, T, H, Q)  each head's mean of values, before o
   * blocks.0.attention                           (B, T, D)     what attention adds to the stream
