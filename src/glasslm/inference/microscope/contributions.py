@@ -38,10 +38,15 @@ class Contributions(NamedTuple):
 def require_additive(config: RunConfig) -> None:
     """Raise InputError where the last stream is no sum of recorded parts."""
     position = config.model.norm_position
+    if position == "post":
+        raise InputError(
+            "a norm follows each sum (--norm-position post), so the stream is no sum of what the "
+            "parts write"
+        )
     if position != "pre":
         raise InputError(
-            f"a norm follows each sublayer (--norm-position {position}), so the stream is no sum "
-            "of what the parts write"
+            f"a norm is applied to what each sublayer adds (--norm-position {position}), and its "
+            "output is not divided among the heads"
         )
     if config.model.logit_softcap:
         raise InputError(

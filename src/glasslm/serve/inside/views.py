@@ -59,6 +59,7 @@ def write(subject: Subject) -> tuple[Arrays, Facts]:
     then = query.integers("then", 0, tokenizer.vocab_size - 1)
     ids = [*subject.recorded.ids[: subject.position() + 1].tolist(), *then]
     count = query.integer("count", 1, MAX_WRITTEN_TOKENS, 16)
+    # Each choice of the first token has random numbers of its own, as samples of one prompt have.
     sampling, sample = read_sampling(query), then[0] if then else 0
     result = writing.write_on(subject.loaded.model, ids, count, sampling, sample)
     arrays = {
