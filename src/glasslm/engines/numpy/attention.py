@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.engines.numpy.ops import Array, New, dropout_mask
-from glasslm.engines.numpy.soft_cap import soft_cap as soft_cap
+from glasslm.engines.numpy.soft_cap import cap_scores, soft_cap
 
 # exp(60), summed over any context, stays far below the largest number of float32, exp(88).
 MAX_SAFE_EXPONENT = 60.0
@@ -167,7 +167,7 @@ def scores_and_weights(
     q, k = split_heads(qk[:, :, :H], K), split_heads(qk[:, :, H:], K)
     scores = (np.matmul(q, k.swapaxes(-1, -2)) * (1 / math.sqrt(Q))).reshape(B, H, T, T)
     if softcap:
-        scores, _ = soft_cap(scores, softcap, functools.partial(np.empty, dtype=scores.dtype))
+        cap_scores(scores, softcap)
     visible = visible_keys(T, scores.dtype, window, starts)
     hidden_mask = visible.reshape(-1, 1, T, T) == 0
     scores[np.broadcast_to(hidden_mask, scores.shape)] = -np.inf

@@ -29,7 +29,7 @@ from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.moe import mixture
 from glasslm.engines.numpy.ops import Array
 from glasslm.engines.numpy.positions import dense_bias
-from glasslm.engines.numpy.soft_cap import soft_cap
+from glasslm.engines.numpy.soft_cap import cap_scores
 
 MAX_TRANSPOSED_ROWS = 128  # up to so many rows, a product is faster transposed
 
@@ -144,7 +144,7 @@ def read_tokens(
     if "head.bias" in w.arrays:
         logits += w["head.bias"]
     if c.logit_softcap:
-        logits, _ = soft_cap(logits, c.logit_softcap, model.empty)
+        cap_scores(logits, c.logit_softcap)
     return logits.reshape(B, T, -1) if every else logits
 
 
@@ -214,7 +214,7 @@ def attend(
     scores = q @ keys  # (B, K, G, T, S)
     scores *= 1 / math.sqrt(q.shape[-1])
     if ctx.softcap:
-        scores, _ = soft_cap(scores, ctx.softcap, ctx.new)
+        cap_scores(scores, ctx.softcap)
     if ctx.bias is not None:
         scores += ctx.bias
     if hidden_mask is not None:

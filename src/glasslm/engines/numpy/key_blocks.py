@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.engines.numpy.ops import Array
+from glasslm.engines.numpy.soft_cap import cap_scores
 
 KEY_BLOCK = 32  # keys
 MAX_GAP = 2  # rows without a block between rows that need it, computed with them
@@ -94,9 +95,7 @@ def attend_by_blocks(
     for rows, part in blocks.products:
         np.matmul(q[rows], keys[rows, :, part], block_scores[rows, :, part])
     if softcap:
-        scores *= 1 / softcap
-        np.tanh(scores, out=scores)
-        scores *= softcap
+        cap_scores(scores, softcap)
     if bias is not None:
         scores += bias
     np.copyto(scores, -math.inf, where=hidden_mask)

@@ -22,3 +22,8 @@ def soft_cap(x: Array, cap: float, new: New) -> tuple[Array, Callable[[Array], A
         return dy
 
     return y, backward
+
+
+def cap_scores(x: Array, cap: float) -> None:
+    """Overwrite x (any shape) by cap tanh(x / cap): soft_cap without its backward pass."""
+    soft_cap(x, cap, lambda shape: x)  # tanh needs memory of its own for the backward pass alone
