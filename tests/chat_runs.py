@@ -12,6 +12,7 @@ from glasslm.cli import main
 from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.data.chat.chat_vocabulary import make_chat_vocabulary
 from glasslm.data.tokenizers import CharTokenizer
+from glasslm.engines.state import state_without_moments
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.checkpoint import TrainingPosition
@@ -66,6 +67,6 @@ def make_random_chat(folder: Path, block_size: int) -> Path:
     weights = dict(initial_weights(parameter_table(config.model, size), 0))
     weights["embedding.weight"] *= 20
     weights["embedding.weight"][-3:] = 0  # no special token is likely
-    state = checkpoint.state_without_moments(weights, config, size, np.float32)
+    state = state_without_moments(weights, config, size, np.float32)
     checkpoint.save(folder, state.items(), TrainingPosition(0, 0, 0, 0), run.identity)
     return folder

@@ -22,7 +22,7 @@ from glasslm.config import presets
 from glasslm.config.schema import FeedForward, ModelConfig
 from glasslm.engines import positions
 from glasslm.engines.dropout import row_keys
-from glasslm.engines.numpy import attention, engine, flash, moe, ops, optimizer
+from glasslm.engines.numpy import attention, engine, flash, moe, ops, optimizer, softmax_terms
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch
 from glasslm.errors import InputError
@@ -166,7 +166,7 @@ def test_the_variant_of_the_architecture_page_has_a_right_gradient() -> None:
     assert "ACTIVATIONS" in (SOURCE / "engines/torch/layers.py").read_text(encoding="utf-8")
 
 
-PARTS = (ops, attention, flash, moe)
+PARTS = (ops, softmax_terms, attention, flash, moe)
 
 
 def list_ops(module: ModuleType) -> set[str]:
@@ -300,8 +300,8 @@ CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "dropout": lambda: ops.dropout(random_array(N, D), 0.1, dropout_keys(), new),
     "linear, head": linear_case(D, V),
     "cross_entropy": lambda: ops.cross_entropy(random_array(N, V), np.arange(N) % V, new),
-    "smoothing": lambda: ops.smoothing(random_array(N, V), np.arange(N) % V, new),
-    "z_loss": lambda: ops.z_loss(random_array(N, V), np.arange(N) % V, new),
+    "smoothing": lambda: softmax_terms.smoothing(random_array(N, V), np.arange(N) % V, new),
+    "z_loss": lambda: softmax_terms.z_loss(random_array(N, V), np.arange(N) % V, new),
 }
 
 

@@ -17,6 +17,8 @@ PACKAGES = [
     "report", "interop", "lab", "course", "serve", "cli", "__main__", "__init__", "py.typed",
 ]  # fmt: skip
 
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+
 # Slow imports, each made inside the function that needs it: `glasslm --help` is instant.
 SLOW_LIBRARIES = {
     "datasets",
@@ -126,6 +128,28 @@ def test_only_the_engines_know_which_engine_runs(name: str) -> None:
         assert {
             module for module in list_imports(name) if module.startswith("engines.")
         } <= SHARED_BY_ENGINES
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_files_and_functions_are_short(name: str) -> None:
+    text = MODULES[name].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_FILE_LINES
+    if name.startswith("course.learn.exercises."):  # their solutions hold all of one operation
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert count_lines(node) <= MAX_FUNCTION_LINES, f"{name}.{node.name}"
+
+
+def count_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The lines of a function without its docstring and decorators."""
+    assert function.end_lineno is not None
+    first = function.body[0]
+    docstring = 0
+    if ast.get_docstring(function) is not None:
+        assert first.end_lineno is not None
+        docstring = first.end_lineno - first.lineno + 1
+    return function.end_lineno - function.lineno + 1 - docstring
 
 
 def library_imports(nodes: list[ast.stmt] | list[ast.AST]) -> set[str]:

@@ -156,7 +156,8 @@ def load(run: str | os.PathLike[str], checkpoint: str | int = "best", **compute:
     >>> model = glasslm.load("runs/shakespeare-tiny")
     >>> model.generate("Once upon a time", temperature=0.8)
     """
-    from glasslm.inference.trained_model import load_model, parse_checkpoint
+    from glasslm.inference.trained_model import load_model
+    from glasslm.runs.checkpoint_selector import parse_checkpoint
 
     if isinstance(checkpoint, str):
         return load_model(run, parse_checkpoint(checkpoint), **compute)

@@ -128,9 +128,7 @@ def verify_folder(path: Path, hashes: bool = True) -> None:
         if manifest.read_bytes() != json_bytes(values):  # the same values, formatted otherwise
             raise ValueError("other spacing or order")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DamagedError(
-            f"{manifest} was altered: it is not as glasslm wrote it ({error!r})"
-        ) from None
+        raise DamagedError(f"{manifest} was altered: {error!r}") from None
     present = {entry.name for entry in path.iterdir()} - {MANIFEST}
     if extra := sorted(present - expected.keys()):
         raise DamagedError(f"{path / extra[0]} does not belong there: {manifest} does not list it")

@@ -229,9 +229,9 @@ def test_autograd_keeps_as_much_as_estimated(
 ) -> None:
     """Every tensor that autograd saves counts once; weights and tables do not count."""
     torch = pytest.importorskip("torch")
-    from glasslm.engines.torch.engine import TORCH_DTYPES
     from glasslm.engines.torch.layers import upcast
     from glasslm.engines.torch.model import Transformer
+    from glasslm.engines.torch.precision import TORCH_DTYPES
 
     c, rows = with_flags(PRESETS[preset](), flags).resolve().model, 2
     model = Transformer(c, vocab, TORCH_DTYPES[precision]).to(

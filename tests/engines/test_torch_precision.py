@@ -29,9 +29,10 @@ from test_torch_engine import (  # noqa: E402 - needs PyTorch
 )
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from glasslm.engines.torch import engine as torch_engine  # noqa: E402
-from glasslm.engines.torch.engine import MAX_LOSS_SCALE, TorchEngine  # noqa: E402
+from glasslm.engines.torch import precision as torch_precision  # noqa: E402
+from glasslm.engines.torch.engine import TorchEngine  # noqa: E402
 from glasslm.engines.torch.optimizer import orthogonalize  # noqa: E402
+from glasslm.engines.torch.precision import MAX_LOSS_SCALE, TORCH_DTYPES  # noqa: E402
 
 NARROW: dict[Any, Any] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SWITCHES = [
@@ -261,7 +262,7 @@ def test_at_scale_1_a_gradient_that_is_not_finite_counts_as_such() -> None:
 
 
 def test_the_scale_grows_again_after_many_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_engine, "SCALE_GROWTH_UPDATES", 3)
+    monkeypatch.setattr(torch_precision, "SCALE_GROWTH_UPDATES", 3)
     engine = engine_of(precision="fp16")
     engine.loss_scale = MAX_LOSS_SCALE / 4
     scales = []
@@ -278,7 +279,7 @@ def test_other_precisions_have_no_scale(precision: Precision) -> None:
     engine.load(engine_of().state(), updates=3, loss_scale=1024.0)
     train(engine, 1)
     assert engine.loss_scale == 1.0
-    assert torch_engine.TORCH_DTYPES[precision] == engine.model.dtype
+    assert TORCH_DTYPES[precision] == engine.model.dtype
 
 
 def test_the_scale_is_loaded() -> None:

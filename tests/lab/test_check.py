@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from glasslm.config.schema import ModelConfig, RunConfig, TrainConfig
-from glasslm.engines.numpy import attention, engine, flash, model, moe, ops, soft_cap
+from glasslm.engines.numpy import attention, engine, flash, model, moe, ops, soft_cap, softmax_terms
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch
 from glasslm.lab.checks import gradient_check, op_cases
@@ -17,7 +17,7 @@ from glasslm.lab.checks.op_cases import OPS, H, K
 from glasslm.model.parameters import initial_weights, parameter_table
 
 Array = np.ndarray[Any, Any]
-MODULES = (ops, soft_cap, attention, flash, moe, model, engine)
+MODULES = (ops, softmax_terms, soft_cap, attention, flash, moe, model, engine)
 
 
 # -- honest gradients ------------------------------------------------------------------------------
@@ -168,9 +168,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, name: str, part: int = 0) -> None:
     for norm, entry in ops.NORMS.items():
         if entry.op is right:
             monkeypatch.setitem(ops.NORMS, norm, entry._replace(op=wrong))
-    for key, term in ops.SOFTMAX_TERMS.items():
+    for key, term in softmax_terms.SOFTMAX_TERMS.items():
         if term is right:
-            monkeypatch.setitem(ops.SOFTMAX_TERMS, key, wrong)
+            monkeypatch.setitem(softmax_terms.SOFTMAX_TERMS, key, wrong)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ torch = pytest.importorskip("torch")
 
 from both_engines import TOLERANCE, assert_near  # noqa: E402 - needs PyTorch
 
-from glasslm.engines.torch import engine as torch_engine  # noqa: E402
 from glasslm.engines.torch import hardware  # noqa: E402
+from glasslm.engines.torch import precision as torch_precision  # noqa: E402
 from small_runs import interrupt_at  # noqa: E402
 
 NUMPY = ComputeConfig(engine="numpy", threads=1)
@@ -191,8 +191,8 @@ def test_a_narrow_run_is_resumed_bit_for_bit(
     precision: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while float16's loss scale falls from too high a start and rises again."""
-    monkeypatch.setattr(torch_engine, "MAX_LOSS_SCALE", 2.0**30)
-    monkeypatch.setattr(torch_engine, "SCALE_GROWTH_UPDATES", 5)
+    monkeypatch.setattr(torch_precision, "MAX_LOSS_SCALE", 2.0**30)
+    monkeypatch.setattr(torch_precision, "SCALE_GROWTH_UPDATES", 5)
     compute = with_precision(TORCH, precision)
     whole = train(text, tmp_path / "whole", compute, **DROPPING).run_dir
     run = interrupt_run(text, tmp_path / "run", 6, compute, **DROPPING)

@@ -16,6 +16,7 @@ import safetensors.numpy
 from glasslm import files
 from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
 from glasslm.engines.factory import make_engine
+from glasslm.engines.state import state_without_moments
 from glasslm.errors import DamagedError, DivergedError, InputError
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint
@@ -118,13 +119,13 @@ def test_a_state_without_moments_has_the_trained_weights_of_an_engine(lora_rank:
     engine = make_engine(config, 5, ComputeConfig(engine="numpy", threads=1), training=True)
     engine.load(weights.items())
     expected = {name: array for name, array in engine.state() if "/" not in name}
-    state = checkpoint.state_without_moments(weights, config, 5, np.float32)
+    state = state_without_moments(weights, config, 5, np.float32)
     assert state.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(state[name], array, err_msg=name)
     weights.popitem()
     with pytest.raises(DamagedError, match="missing"):
-        checkpoint.state_without_moments(weights, config, 5, np.float32)
+        state_without_moments(weights, config, 5, np.float32)
 
 
 def test_rotation_keeps_the_newest_the_best_and_the_first(tmp_path: Path) -> None:

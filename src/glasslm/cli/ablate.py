@@ -7,7 +7,7 @@ import shlex
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -20,6 +20,9 @@ from glasslm.lab.studies.ablation_axes import AXES, Match
 from glasslm.lab.studies.measures import MeasureName
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import notify, print_result
+
+if TYPE_CHECKING:
+    from glasslm.lab.studies.ablation import VariantResult
 
 DESCRIPTION = f"""Measure the effect of each design choice. A baseline is compared with variants
 of it, each with one change, over the same seeds.
@@ -113,24 +116,10 @@ def main(argv: list[str]) -> int:
     text = ablation_report.summary(plan, results)
     if flags.json:
         notify(text)
-        variants = [
-            {
-                "variant": result.name,
-                "axis": result.axis,
-                "value": result.value,
-                "parameters": result.parameters,
-                "losses": [trial.final_loss for trial in result.trials],
-                **({"wrong_answers": result.losses} if flags.measure == "accuracy" else {}),
-                "delta": result.comparison.delta if result.comparison else None,
-                "p_holm": result.verdict.p_holm if result.verdict else None,
-                "verdict": result.verdict.words if result.verdict else "the baseline",
-            }
-            for result in results
-        ]
         facts = {
             "study": str(study),
             "report": str(page),
-            "variants": variants,
+            "variants": [_variant_facts(result, flags.measure) for result in results],
             "findings": ablation_report.findings(plan, results),
         }
         print(json.dumps(to_json_types(facts)))
@@ -139,6 +128,21 @@ def main(argv: list[str]) -> int:
     return (
         1 if any(trial.status == "failed" for result in results for trial in result.trials) else 0
     )
+
+
+def _variant_facts(result: VariantResult, measure: MeasureName) -> dict[str, Any]:
+    """What --json prints of a variant."""
+    return {
+        "variant": result.name,
+        "axis": result.axis,
+        "value": result.value,
+        "parameters": result.parameters,
+        "losses": [trial.final_loss for trial in result.trials],
+        **({"wrong_answers": result.losses} if measure == "accuracy" else {}),
+        "delta": result.comparison.delta if result.comparison else None,
+        "p_holm": result.verdict.p_holm if result.verdict else None,
+        "verdict": result.verdict.words if result.verdict else "the baseline",
+    }
 
 
 def _judge_table(flags: Flags, path: Path) -> int:

@@ -105,7 +105,8 @@ def _open_source(flags: Flags) -> AnswerSource:
         return RemoteAnswers(
             flags.server, flags.run, flags.api_key, flags.sampling, flags.max_new_tokens
         )
-    from glasslm.inference.trained_model import load_model, parse_checkpoint
+    from glasslm.inference.trained_model import load_model
+    from glasslm.runs.checkpoint_selector import parse_checkpoint
     from glasslm.runs.run_folder import Run, find_run
 
     template = read_chat_template(Run(find_run(flags.run)))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -22,6 +22,9 @@ from glasslm.text import (
     print_escaped,
     wrap_lines,
 )
+
+if TYPE_CHECKING:
+    from glasslm.lab.verification.run_groups import RunGroup
 
 MAX_COLUMNS = 8  # of runs side by side in the terminal
 MAX_VALUE_WIDTH = 28  # characters of a value in a table
@@ -108,21 +111,23 @@ def main(argv: list[str]) -> int:
             ],
             "differences": dict(differences),
             "remarks": remarks,
-            "groups": [
-                {
-                    "runs": group.name,
-                    "losses": group.losses,
-                    "mean": group.mean,
-                    "interval": group.interval,
-                }
-                for group in groups
-            ],
+            "groups": [_group_facts(group) for group in groups],
             "left_out": {name: str(error) for name, error in errors.items()},
             "page": str(page),
             **({"cross": matrix.facts} if matrix else {}),
         }
         print(json.dumps(to_json_types(facts)))
     return 0
+
+
+def _group_facts(group: RunGroup) -> dict[str, Any]:
+    """What --json prints of runs that differ in the seed alone."""
+    return {
+        "runs": group.name,
+        "losses": group.losses,
+        "mean": group.mean,
+        "interval": group.interval,
+    }
 
 
 def _compare_logs(flags: Flags) -> int:

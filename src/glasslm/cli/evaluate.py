@@ -21,10 +21,11 @@ from glasslm.errors import InputError
 from glasslm.inference.answers import score_own_text
 from glasslm.inference.context_config import ContextConfig
 from glasslm.inference.suites.suite_result import SuiteName, SuiteResult, save_result
-from glasslm.inference.trained_model import Model, load_model, parse_checkpoint
+from glasslm.inference.trained_model import Model, load_model
 from glasslm.report import text_kinds
 from glasslm.report.text_kinds import Domain
 from glasslm.runs import run_folder
+from glasslm.runs.checkpoint_selector import parse_checkpoint
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import align_columns, escape_control_chars, notify, print_escaped, wrap_lines
 
@@ -89,23 +90,7 @@ def main(argv: list[str]) -> int:
         return _evaluate_suite(model, flags.suite, flags)
     domain = split = None
     if flags.text_file:
-        trained_on, tokenizer = model.config.data, model.tokenizer
-        errors = trained_on.encoding_errors
-        data = DataConfig(
-            text_file=flags.text_file,
-            json_field=flags.json_field,
-            encoding_errors=errors,
-            special_tokens=trained_on.used_special_tokens,
-            document_separator="" if flags.json_field else trained_on.document_separator,
-        )
-        source = corpora.find_source(data, notify)
-        texts = source.text(errors)
-        if spellings := count_spellings(
-            texts, source.special_tokens, tokenizer.unused_special_tokens
-        ):
-            notify(explain_spellings(spellings, "the text"))
-        name = ", ".join(flags.text_file)
-        ids: Tokens = tokenize_source(source, model.tokenizer, errors)
+        name, ids = ", ".join(flags.text_file), _read_tokens(flags, model)
     else:
         name, run = flags.split or "val", run_folder.Run(run_folder.find_run(flags.run))
         dataset = run.dataset(notify)
@@ -140,6 +125,23 @@ def main(argv: list[str]) -> int:
         else "\n".join([_format_scores(result), *_format_domain(domain)])
     )
     return 0
+
+
+def _read_tokens(flags: Flags, model: Model) -> Tokens:
+    """The tokens of --text-file, read as the model's own text was."""
+    trained_on, tokenizer = model.config.data, model.tokenizer
+    data = DataConfig(
+        text_file=flags.text_file,
+        json_field=flags.json_field,
+        encoding_errors=trained_on.encoding_errors,
+        special_tokens=trained_on.used_special_tokens,
+        document_separator="" if flags.json_field else trained_on.document_separator,
+    )
+    source = corpora.find_source(data, notify)
+    texts = source.text(data.encoding_errors)
+    if spellings := count_spellings(texts, source.special_tokens, tokenizer.unused_special_tokens):
+        notify(explain_spellings(spellings, "the text"))
+    return tokenize_source(source, tokenizer, data.encoding_errors)
 
 
 def _evaluate_suite(model: Model, name: SuiteName, flags: Flags) -> int:

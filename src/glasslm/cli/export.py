@@ -116,9 +116,9 @@ def _to_gguf(flags: Flags) -> int:
 
 def _to_peft(flags: Flags) -> int:
     from glasslm import files
-    from glasslm.inference.trained_model import parse_checkpoint
     from glasslm.interop import hf, peft_files
     from glasslm.runs import checkpoint as checkpoints
+    from glasslm.runs.checkpoint_selector import parse_checkpoint
 
     hf.require_empty(flags.out)
     model = _load_export(flags)
@@ -140,8 +140,8 @@ def _to_peft(flags: Flags) -> int:
 
 
 def _load_export(flags: Flags) -> ModelExport:
-    from glasslm.inference.trained_model import parse_checkpoint
     from glasslm.interop import model_export
+    from glasslm.runs.checkpoint_selector import parse_checkpoint
 
     with show_elapsed("reading the checkpoint", notify):
         model = model_export.load_export(flags.run, parse_checkpoint(flags.checkpoint))

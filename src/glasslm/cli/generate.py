@@ -24,12 +24,8 @@ from glasslm.errors import InputError
 from glasslm.inference.context_config import ContextConfig
 from glasslm.inference.generation import Piece, cache_capacity, encode_prompt
 from glasslm.inference.sampling import Sampling
-from glasslm.inference.trained_model import (
-    GrammarName,
-    Model,
-    load_model,
-    parse_checkpoint,
-)
+from glasslm.inference.trained_model import GrammarName, Model, load_model
+from glasslm.runs.checkpoint_selector import parse_checkpoint
 from glasslm.text import escape_control_chars, format_bytes, notify, print_escaped
 from glasslm.training.interruption import signal_number
 

@@ -14,7 +14,7 @@ from glasslm.cli.parsing import parse
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.errors import InputError
-from glasslm.inference.trained_model import parse_checkpoint
+from glasslm.runs.checkpoint_selector import parse_checkpoint
 
 EXTRA = ("starlette", "uvicorn", "prometheus_client")  # the libraries of the extra `serve`
 

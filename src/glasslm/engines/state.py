@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from glasslm.config.schema import OptimizerConfig
+from glasslm.config.schema import OptimizerConfig, RunConfig
 from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.engines.protocol import State
 from glasslm.errors import DamagedError
-from glasslm.model.parameters import ParameterSpec, ParameterTable
+from glasslm.model.parameters import ParameterSpec, ParameterTable, parameter_table
 
 Array = NDArray[Any]
 
@@ -80,6 +80,20 @@ def read_state(
             f"({len(missing_names)} of {len(table)} weights are)"
         )
     return weights, moments, averages
+
+
+def state_without_moments(
+    weights: Mapping[str, Array], config: RunConfig, vocab_size: int, dtype: DTypeLike
+) -> dict[str, Array]:
+    """The state of a model that this run did not train: the trained weights by name, as `dtype`.
+
+    Raises DamagedError unless every weight is there in its shape, and nothing else.
+    """
+    table = parameter_table(config.model, vocab_size)
+    checked, _, _ = read_state(weights.items(), table, config.optimizer)
+    return {
+        name: checked[name].astype(dtype, copy=False) for name, row in table.items() if row.trained
+    }
 
 
 def _state_kinds(spec: ParameterSpec, config: OptimizerConfig) -> tuple[str, ...]:

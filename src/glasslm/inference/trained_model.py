@@ -17,13 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.config.schema import (
-    ComputeConfig,
-    DeviceName,
-    EngineName,
-    Precision,
-    RunConfig,
-)
+from glasslm.config.schema import ComputeConfig, DeviceName, EngineName, Precision, RunConfig
 from glasslm.data.special_tokens import count_spellings, explain_spellings
 from glasslm.data.token_file import Tokens
 from glasslm.data.tokenizers import Tokenizer
@@ -40,6 +34,7 @@ from glasslm.inference.stream import visible_length
 from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.runs import checkpoint as checkpoints
 from glasslm.runs import run_folder
+from glasslm.runs.checkpoint_selector import CheckpointSelector
 from glasslm.runs.recorded_operations import admit_run_operations
 from glasslm.text import Notify, ignore_message
 
@@ -50,7 +45,7 @@ WINDOWS_PER_CALL = 32  # of a scored text, in one call of Engine.losses
 
 def load_model(
     run: str | os.PathLike[str],
-    checkpoint: checkpoints.CheckpointSelector = "best",
+    checkpoint: CheckpointSelector = "best",
     *,
     context: int | None = None,
     rope_scaling: RopeScalingName | None = None,
@@ -400,14 +395,3 @@ class Model:
         if spellings := count_spellings([text], tokenizer.special_tokens, unused):
             note = explain_spellings(spellings, "the text")
             warnings.warn(note.removeprefix("note: "), stacklevel=3)
-
-
-def parse_checkpoint(text: str) -> checkpoints.CheckpointSelector:
-    """The value of --checkpoint: "best", "latest" or a step. Raises InputError for other text."""
-    if text == "best":
-        return "best"
-    if text == "latest":
-        return "latest"
-    if text.isascii() and text.isdigit():
-        return int(text)
-    raise InputError(f"checkpoint is '{text}': expected best, latest or the number of a step")

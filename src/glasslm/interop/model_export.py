@@ -20,6 +20,7 @@ from glasslm.interop.hf_tokenizer import replaced_by_model_type
 from glasslm.model.adapters import merge_adapters, without_adapters
 from glasslm.runs import checkpoint as checkpoints
 from glasslm.runs import run_folder
+from glasslm.runs.checkpoint_selector import CheckpointSelector
 from glasslm.runs.recorded_operations import require_without_operations
 from glasslm.runs.run_folder import Run
 
@@ -85,7 +86,7 @@ class ModelExport:
         return compute_logits(self.config, self.vocab_size, self.weights, tokens)
 
 
-def load_export(name: str, which: checkpoints.CheckpointSelector = "best") -> ModelExport:
+def load_export(name: str, which: CheckpointSelector = "best") -> ModelExport:
     """The model of a run, given by path or name, at a checkpoint.
 
     Raises InputError and DamagedError.

@@ -14,6 +14,7 @@ from glasslm.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfi
 from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 from glasslm.data.tokenizers import TOKENIZER_KINDS, Tokenizer
 from glasslm.engines.lazy_arrays import LazyArrays
+from glasslm.engines.state import state_without_moments
 from glasslm.errors import InputError
 from glasslm.interop import hf, peft_comparison, peft_files
 from glasslm.interop.hf_special_tokens import TokenSettings
@@ -105,7 +106,7 @@ def _import_adapters(
     data = DataConfig(tokenizer=base_data.tokenizer, special_tokens=base_data.used_special_tokens)
     origin |= {"base": base.source}
     config, weights = _run_config(model, data), frozen | adapters
-    state = checkpoint.state_without_moments(weights, config, tokenizer.vocab_size, np.float32)
+    state = state_without_moments(weights, config, tokenizer.vocab_size, np.float32)
     return _create_run(
         run_dir, config, tokenizer, state, origin, command, frozen, settings,
     )  # fmt: skip

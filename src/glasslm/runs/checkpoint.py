@@ -17,21 +17,19 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from glasslm import files
-from glasslm.config.schema import RunConfig
 from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.engines.protocol import State
-from glasslm.engines.state import AVERAGE, read_state
+from glasslm.engines.state import AVERAGE
 from glasslm.errors import DamagedError, DivergedError, InputError
-from glasslm.model.parameters import parameter_table
+from glasslm.runs.checkpoint_selector import CheckpointSelector
 from glasslm.runs.tensor_file import lazy_arrays, read_arrays, safetensors_chunks
 from glasslm.runs.typed_json import Count, require_type
 from glasslm.text import Notify, notify
 
 Array = NDArray[Any]
-CheckpointSelector = Literal["latest", "best"] | int
 
 FORMAT = 1
 FOLDER, BASE = "checkpoints", "base"
@@ -206,20 +204,6 @@ def _split_state(state: State) -> tuple[Mapping[str, Array], dict[str, Array]]:
     for name, array in state:
         parts["/" in name][name] = array
     return parts
-
-
-def state_without_moments(
-    weights: Mapping[str, Array], config: RunConfig, vocab_size: int, dtype: DTypeLike
-) -> dict[str, Array]:
-    """The state of a model that this run did not train: the trained weights by name, as `dtype`.
-
-    Raises DamagedError unless every weight is there in its shape, and nothing else.
-    """
-    table = parameter_table(config.model, vocab_size)
-    checked, _, _ = read_state(weights.items(), table, config.optimizer)
-    return {
-        name: checked[name].astype(dtype, copy=False) for name, row in table.items() if row.trained
-    }
 
 
 def save_base(run_dir: Path, frozen: dict[str, Array]) -> None:

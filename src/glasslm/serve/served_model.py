@@ -17,7 +17,7 @@ from glasslm.errors import DamagedError, InputError
 from glasslm.inference.request import Grammar
 from glasslm.inference.trained_model import Model, load_model
 from glasslm.runs import checkpoint, run_folder
-from glasslm.runs.checkpoint import CheckpointSelector
+from glasslm.runs.checkpoint_selector import CheckpointSelector
 from glasslm.serve.json_schema import SchemaGrammar
 from glasslm.serve.logprobs import TokenNames
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from glasslm import files
+from glasslm.engines.state import state_without_moments
 from glasslm.errors import InputError
 from glasslm.model.adapters import merge_adapters, without_adapters
 from glasslm.runs import checkpoint, run_folder
@@ -35,7 +36,7 @@ def merge_run(run: Run, run_dir: Path, command: str, notify: Notify = notify) ->
     weights = merge_adapters(best_checkpoint.weights(), run.config.model)
     dtype = np.float64 if run.record.get("precision") == "fp64" else np.float32
     vocab_size = run.tokenizer.vocab_size
-    state = checkpoint.state_without_moments(weights, config, vocab_size, dtype)
+    state = state_without_moments(weights, config, vocab_size, dtype)
     merged_from: SourceRun = {"run": str(run.path), "step": step}
     record = build_merged_record(run.record, config, command, merged_from)
     lines = [

@@ -112,10 +112,8 @@ def watch(file: str, report: Report) -> None:
         is_answer = package is not None and module_kind(package) == "library"
         if not is_answer and (is_of_library or (package is not None and not is_direct)):
             return  # an import, or a traceback that shows a line
-        if is_answer:
-            report("library", line, f"opens files of {package}")
-        else:
-            report("file", line, f"open({path!r})")
+        detail = f"opens files of {package}" if is_answer else f"open({path!r})"
+        report("library" if is_answer else "file", line, detail)
         raise PermissionError(f"{path!r} is not opened here: an exercise reads and writes no file")
 
     def _judge_event(

@@ -34,6 +34,7 @@ from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.operations import make_operations
 from glasslm.engines.numpy.ops import Array
 from glasslm.engines.numpy.optimizer import CHUNK_NUMBERS
+from glasslm.engines.numpy.softmax_terms import SOFTMAX_TERMS
 from glasslm.engines.numpy.weights import Weights
 from glasslm.engines.objective import coefficients
 from glasslm.engines.operation_call import call_site
@@ -144,9 +145,7 @@ class NumpyEngine:
         )
         nats, nats_back = self.operations(ops.cross_entropy)(logits, targets, new)
         softmax_terms = {
-            name: op(logits, targets, new)
-            for name, op in ops.SOFTMAX_TERMS.items()
-            if name in terms
+            name: op(logits, targets, new) for name, op in SOFTMAX_TERMS.items() if name in terms
         }
         auxiliary = {
             name: weight * math.fsum(values) for name, (values, _) in softmax_terms.items()

@@ -29,26 +29,27 @@ from glasslm.engines.protocol import Batch, Losses, State, Update
 from glasslm.engines.state import AVERAGE, average_decay, read_state
 from glasslm.engines.token_ids import require_token_ids
 from glasslm.engines.torch.errors import compiler_errors, memory_errors
-from glasslm.engines.torch.hardware import flush_denormals
+from glasslm.engines.torch.hardware import flush_denormals, start_threads
 from glasslm.engines.torch.inference import CPU_ROW_TILE, read_tokens
 from glasslm.engines.torch.inspection import ActivationRecorder
 from glasslm.engines.torch.kv_cache import KVCache
-from glasslm.engines.torch.layers import upcast
+from glasslm.engines.torch.layers import to_numpy, upcast
 from glasslm.engines.torch.model import Transformer
 from glasslm.engines.torch.moe import Routing
 from glasslm.engines.torch.objective import cross_entropy, loss_terms
 from glasslm.engines.torch.operations import make_operations, require_gradients
 from glasslm.engines.torch.optimizer import Optimizer, gather_shards, shard_like
+from glasslm.engines.torch.precision import (
+    TORCH_DTYPES,
+    initial_loss_scale,
+    master_dtype,
+    muon_dtype,
+    next_loss_scale,
+)
 from glasslm.engines.torch.ranks import RankGroup
 from glasslm.model.parameters import parameter_table
 
 Array = NDArray[Any]
-
-TORCH_DTYPES: dict[str, torch.dtype] = {
-    "fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
-}  # fmt: skip
-SCALE_GROWTH_UPDATES = 2000  # updates between attempts at a larger loss scale of float16
-MAX_LOSS_SCALE, MIN_LOSS_SCALE = 2.0**16, 2.0  # of float16; other precisions have 1
 
 
 class TorchEngine:
@@ -70,18 +71,14 @@ class TorchEngine:
         training: bool = True,
     ) -> None:
         """With `training` False, matrices are stored in the type of the activations."""
-        with flush_denormals():
-            if threads:
-                torch.set_num_threads(threads)
-            torch.zeros(1 << 20).sum()  # starts all threads, without denormals
+        start_threads(threads)
         self.config, self.precision, self.ranks, self.compiled = config, precision, ranks, compiled
         self.device = device
         self.torch_device = torch.device(ranks.device_name(device) if ranks else device)
         self.vocab_size, self.updates = vocab_size, 0
-        self.loss_scale = MAX_LOSS_SCALE if precision == "fp16" else 1.0
+        self.loss_scale = initial_loss_scale(precision)
         self.table = parameter_table(config.model, vocab_size)
-        # The type of weights, gradients and moments.
-        self.master_dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.master_dtype = master_dtype(precision)
         self.operations = make_operations(config)
         self.stores_matrices_as = None if training else TORCH_DTYPES[precision]
         self.model = self._new_model()
@@ -135,13 +132,12 @@ class TorchEngine:
     @memory_errors()
     def optimizer(self) -> Optimizer:
         """Created when training starts, because inference needs no moments."""
-        is_bf16 = self.precision == "bf16"
         return Optimizer(
             self.trained_parameters,
             self.table,
             self.config.optimizer,
             self.operations,
-            muon_dtype=torch.bfloat16 if is_bf16 else self.master_dtype,
+            muon_dtype=muon_dtype(self.precision),
         )
 
     @torch.no_grad()
@@ -248,14 +244,11 @@ class TorchEngine:
                 torch._foreach_lerp_(
                     list(self.average.parameters()), list(self.parameters.values()), share
                 )
-        overflow = not finite and self.loss_scale > MIN_LOSS_SCALE
-        if overflow:
-            self.loss_scale /= 2
-        elif self.precision == "fp16" and applied and self.updates % SCALE_GROWTH_UPDATES == 0:
-            self.loss_scale = min(2 * self.loss_scale, MAX_LOSS_SCALE)
+        scale = self.loss_scale
+        self.loss_scale = next_loss_scale(scale, self.precision, self.updates, finite, applied)
         for parameter in self.parameters.values():
             parameter.grad = None
-        return Update(norm, finite or overflow, applied)
+        return Update(norm, finite or self.loss_scale < scale, applied)
 
     def gradients(self, batch: Batch, weight: float) -> dict[str, Array]:
         """The gradient that `accumulate` computes, by name, in the shapes of the table.
@@ -382,9 +375,7 @@ class TorchEngine:
             for name, parameter in self.average.named_parameters():
                 self._copy(parameter, averages.get(name, weights[name]))
         self.updates = updates
-        if self.precision == "fp16":
-            # A state of another precision has scale 1.
-            self.loss_scale = loss_scale if loss_scale > 1 else MAX_LOSS_SCALE
+        self.loss_scale = initial_loss_scale(self.precision, loss_scale)
         if not moments and "optimizer" not in self.__dict__:
             return
         for name, moment in self.optimizer.moments.items():
@@ -407,8 +398,3 @@ class TorchEngine:
     def _to_device(self, array: Array) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.to(self.torch_device, non_blocking=True)
-
-
-def to_numpy(tensor: Tensor) -> Array:
-    """A tensor as an array of its shape, on the CPU; it may share the tensor's memory."""
-    return tensor.detach().cpu().numpy()

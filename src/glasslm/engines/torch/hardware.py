@@ -98,3 +98,11 @@ def flush_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)  # the setting belongs to the thread, which others use too
+
+
+@flush_denormals()
+def start_threads(count: int) -> None:
+    """Start PyTorch's CPU threads, which flush denormals; with `count` 0 as many as it chooses."""
+    if count:
+        torch.set_num_threads(count)
+    torch.zeros(1 << 20).sum()  # a thread takes the mode that is set when it starts

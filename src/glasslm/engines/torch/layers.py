@@ -12,6 +12,7 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from glasslm.config.schema import ModelConfig
@@ -22,6 +23,11 @@ from glasslm.engines.torch.operations import BUILT_IN, Operations, TensorOperati
 def upcast(x: Tensor) -> Tensor:
     """x in float32, or as it is in a wider type; any shape."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def to_numpy(tensor: Tensor) -> NDArray[Any]:
+    """A tensor as an array of its shape, on the CPU; it may share the tensor's memory."""
+    return tensor.detach().cpu().numpy()
 
 
 def is_compiling_for_cpu(x: Tensor) -> bool:

@@ -6,6 +6,7 @@ Each activation of `ops.ACTIVATIONS` has a case without an edit here. Any other 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from glasslm.engines import positions
 from glasslm.engines.dropout import row_keys
-from glasslm.engines.numpy import attention, flash, moe, ops
+from glasslm.engines.numpy import attention, flash, moe, ops, soft_cap, softmax_terms
 
 Array = NDArray[Any]
 # The inputs by name, and a function that applies the op to them and returns its output and backward
@@ -99,14 +100,14 @@ def _dropout(rng: np.random.Generator) -> Case:
     return inputs, lambda: ops.dropout(inputs["x"], 0.3, keys, new)
 
 
-def _loss_case(name: str) -> MakeCase:
+def _loss_case(module: ModuleType, name: str) -> MakeCase:
     def make(rng: np.random.Generator) -> Case:
         inputs = {"logits": rng.standard_normal((N, V))}
         targets = rng.integers(0, V, N)
         targets[3] = -1
 
         def run() -> tuple[Array, Callable[[Array], Array]]:
-            values, backward = getattr(ops, name)(inputs["logits"], targets, new)
+            values, backward = getattr(module, name)(inputs["logits"], targets, new)
             return np.sum(values, keepdims=True), lambda upstream: backward(float(upstream[0]))
 
         return inputs, run
@@ -177,7 +178,7 @@ def _partial_rope(rng: np.random.Generator) -> Case:
 
 def _soft_cap(rng: np.random.Generator) -> Case:
     inputs = {"x": 2 * rng.standard_normal((N, F))}
-    return inputs, lambda: attention.soft_cap(inputs["x"].copy(), 1.5, new)  # overwritten
+    return inputs, lambda: soft_cap.soft_cap(inputs["x"].copy(), 1.5, new)  # overwritten
 
 
 def _rms_norm_1p(rng: np.random.Generator) -> Case:
@@ -251,9 +252,9 @@ OPS: dict[str, MakeCase] = {
     },
     "gate": _gate,
     "dropout": _dropout,
-    "cross_entropy": _loss_case("cross_entropy"),
-    "smoothing": _loss_case("smoothing"),
-    "z_loss": _loss_case("z_loss"),
+    "cross_entropy": _loss_case(ops, "cross_entropy"),
+    "smoothing": _loss_case(softmax_terms, "smoothing"),
+    "z_loss": _loss_case(softmax_terms, "z_loss"),
     "route": _route,
     "dispatch": _dispatch,
     "rope": _rope,

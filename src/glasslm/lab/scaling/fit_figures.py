@@ -14,6 +14,7 @@ from glasslm.lab.scaling.analysis import Analysis
 from glasslm.lab.scaling.isoflop import KAPLAN_EXPONENT
 from glasslm.lab.scaling.law import Observation
 from glasslm.lab.scaling.parabolas import fit_parabolas
+from glasslm.lab.scaling.uncertainty import Forecast
 from glasslm.report.figures import Palette, add_legend, style_axes
 
 if TYPE_CHECKING:
@@ -65,31 +66,36 @@ def draw_scaling_curve(analysis: Analysis, colours: Palette) -> Figure:
         linewidth=1.6,
         label="frontier of the fit",
     )
-    if forecast := analysis.extrapolation:
-        predicted = forecast.predicted
-        errors = [[predicted.value - predicted.ci_low], [predicted.ci_high - predicted.value]]
-        axes.errorbar(
-            forecast.run.C,
-            predicted.value,
-            errors,
-            fmt="none",
-            color=colours.ink,
-            capsize=5,
-            label="predicted before training (95%)",
-        )
-        axes.plot(
-            [forecast.run.C],
-            [forecast.run.loss],
-            "*",
-            color=colours.ink,
-            markersize=12,
-            label="its loss after training",
-        )
+    if analysis.extrapolation:
+        _add_extrapolation(axes, analysis.extrapolation, colours)
     axes.set(xscale="log", yscale="log", xlabel="training compute, FLOPs (6 N D)")
     _format_losses(axes)
     axes.xaxis.label.set_color(colours.ink)
     add_legend(axes, colours)
     return figure
+
+
+def _add_extrapolation(axes: Axes, forecast: Forecast, colours: Palette) -> None:
+    """Draw the loss that was predicted for a larger run, and its loss after training."""
+    predicted = forecast.predicted
+    errors = [[predicted.value - predicted.ci_low], [predicted.ci_high - predicted.value]]
+    axes.errorbar(
+        forecast.run.C,
+        predicted.value,
+        errors,
+        fmt="none",
+        color=colours.ink,
+        capsize=5,
+        label="predicted before training (95%)",
+    )
+    axes.plot(
+        [forecast.run.C],
+        [forecast.run.loss],
+        "*",
+        color=colours.ink,
+        markersize=12,
+        label="its loss after training",
+    )
 
 
 def _add_colour_bar(
