@@ -7,39 +7,33 @@ folders and no name of a machine.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
 
 from glasslm.config.schema import DataConfig
-from glasslm.data.baselines import simple_baselines
 from glasslm.data.chat import dialogues
 from glasslm.data.sources import corpora
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.interop.card_example import example_code
 from glasslm.interop.card_front_matter import TOKENIZER_LEVELS, front_matter
 from glasslm.interop.card_paths import file_name, strip_folders
+from glasslm.interop.card_results import measured_results
 from glasslm.interop.model_export import DOCUMENT_ATTENTION_NOTE, ModelExport
 from glasslm.model.parameters import parameter_table
-from glasslm.report import data_checks, report_tables, run_report
-from glasslm.report.page import escape_markdown
+from glasslm.report import report_tables, run_report
+from glasslm.report.page import escape_markdown, markdown_table
 from glasslm.runs.metrics import (
-    EvalLine,
     Line,
-    Split,
     elapsed_s,
     eval_lines,
     sample_lines,
     step_lines,
 )
 from glasslm.runs.record import FileRecord, text_name
-from glasslm.text import format_bytes, format_duration, format_number, plural
+from glasslm.text import format_bytes, format_duration, plural
 from glasslm.training.plan import describe_preference_step
 
 Rows = list[tuple[str, str]]
 
-SPLITS: dict[Split, str] = {"val": "the validation text", "test": "the test text",
-                            "old": "the validation text of the base run"}  # fmt: skip
 TOKENIZERS = {
     "char": "one token per character",
     "byte": "one token per byte",
@@ -71,18 +65,18 @@ def render_card(export: ModelExport, difference: float | None) -> str:
         f"# {escape_markdown(export.name)}",
         _lead(export),
         "## Model",
-        _table(_architecture(export)),
+        markdown_table(_architecture(export)),
         "## Training data",
         *_data(export),
         "## Training",
         *_training(export, lines),
         "## Evaluation",
-        *_results(export, evals),
+        *measured_results(export, evals),
         *_sample(lines),
         "## Usage",
         example_code(export),
         "## Provenance",
-        _table(_origin(export, difference)),
+        markdown_table(_origin(export, difference)),
         "## Limitations",
         _limits(export),
     ]
@@ -169,8 +163,8 @@ def _data(export: ModelExport) -> list[str]:
     parts = [
         f"The text was {escape_markdown(text_name(data))}{_licence(data)}. "
         f"It was split in order: {_split(data)}.",
-        _table(report_tables.data_rows(export.run.record)),
-        _table(file_rows, ("file", "bytes", "sha256")),
+        markdown_table(report_tables.data_rows(export.run.record)),
+        markdown_table(file_rows, ("file", "bytes", "sha256")),
     ]
     if len(files) > MAX_LISTED_FILES:
         total = format_bytes(sum(file["bytes"] for file in files))
@@ -240,84 +234,7 @@ def _training(export: ModelExport, lines: list[Line]) -> list[str]:
     seconds = elapsed_s(lines)
     rows += [("time", format_duration(seconds))] if seconds else []
     command = strip_folders(str(record.get("command") or ""))
-    return [_table(rows), *([run_report.fence_text(command)] if command else [])]
-
-
-def _results(export: ModelExport, evals: Mapping[Split, EvalLine]) -> list[str]:
-    if not evals:
-        return ["The model was not measured at this step."]
-    tuned = [line for line in evals.values() if "preference" in line]
-    if tuned:
-        evals = {split: line for split, line in evals.items() if "preference" not in line}
-        parts = _preference_results(export, tuned[0])
-        return [*parts, *_results(export, evals)] if evals else parts
-    data = export.run.config.data
-    answers_of = "examples" if data.task else "conversations"
-    rows = [
-        (
-            f"the answers in the validation {answers_of}"
-            if data.predicts_answers and split == "val"
-            else SPLITS.get(split, split),
-            format_number(line["loss"], ".4f"),
-            format_number(line.get("perplexity"), ".2f"),
-            format_number(line.get("bpb"), ".4f"),
-            f"{line.get('tokens', 0):,}",
-            "all of it" if line.get("whole") else "a sample",
-        )
-        for split, line in evals.items()
-    ]
-    V = export.vocab_size
-    rows += [("a uniform guess", f"{math.log(V):.4f}", f"{V:,}", "", "", "")]
-    rows += [(name, "", "", bpb, "", extent) for name, bpb, extent in _baseline_rows(export)]
-    header = (
-        "measured on",
-        "loss (nats per token)",
-        "perplexity",
-        "bits per byte",
-        "tokens",
-        "extent",
-    )
-    explanation = (
-        "Loss is the mean cross-entropy of the next token. Bits per byte can be compared between "
-        "models with different tokenizers."
-    )
-    if export.tokenizer.special_tokens:
-        explanation += (
-            " Special tokens have no bytes: their nats count, and the bytes are those of the text "
-            "without them."
-        )
-    return [_table(rows, header), explanation]
-
-
-def _preference_results(export: ModelExport, line: EvalLine) -> list[str]:
-    """The held-out score of preference tuning, whose loss is no cross-entropy."""
-    settings = export.run.config.preference
-    rows = [(f"loss ({report_tables.loss_unit(settings)})", format_number(line["loss"], ".4f"))]
-    rows += [(name, format_number(value, ".3f")) for name, value in line["preference"].items()]
-    held_out = "prompts" if settings.reward else "pairs"
-    return [f"On held-out {held_out}, which training did not see:", _table(rows)]
-
-
-def _baseline_rows(export: ModelExport) -> list[tuple[str, str, str]]:
-    """Rows of baseline, bits per byte, extent; empty if the text is not cached or not learned."""
-    if export.run.config.preference.is_active:
-        return []
-    dataset = run_report.cached_dataset(export.run)
-    # The loss of answers is no loss of a text.
-    if dataset is None or export.run.config.data.predicts_answers:
-        return []
-    text = data_checks.decode_bytes(
-        dataset.val.tokens, dataset.tokenizer, data_checks.MAX_VALIDATION_BYTES
-    )
-    if not text:
-        return []
-    bpb = simple_baselines(text)
-    extent = f"{format_bytes(len(text))} of the validation text"
-    extent += ", without special tokens" if dataset.tokenizer.special_tokens else ""
-    return [
-        ("single bytes", f"{bpb['unigram_bpb']:.4f}", extent),
-        ("gzip -9", f"{bpb['gzip_bpb']:.4f}", extent),
-    ]
+    return [markdown_table(rows), *([run_report.fence_text(command)] if command else [])]
 
 
 def _sample(lines: list[Line]) -> list[str]:
@@ -388,11 +305,6 @@ def _limits(export: ModelExport) -> str:
 
 
 # -- foreign text ----------------------------------------------------------------------------------
-
-
-def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = ("", "")) -> str:
-    lines = [header, ["---"] * len(header), *(map(escape_markdown, row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _describe_file(file: FileRecord) -> str:

@@ -169,6 +169,12 @@ def escape_markdown(text: Any) -> str:
     return MARKUP.sub(r"\\\1", collapse_whitespace(text))
 
 
+def markdown_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ("", "")) -> str:
+    """A table in Markdown, whose rows are escaped."""
+    lines = [header, ["---"] * len(header), *(map(escape_markdown, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _inline_svg(picture: Picture) -> Any:
     from markupsafe import Markup, escape
 
