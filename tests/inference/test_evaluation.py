@@ -18,7 +18,7 @@ from glasslm.data.dataset import prepare_dataset
 from glasslm.data.sources import corpora
 from glasslm.data.tokenizers import CharTokenizer
 from glasslm.errors import InputError
-from glasslm.inference.evaluation import TextWindows, evaluate, iterate_windows
+from glasslm.inference.evaluation import TextWindows, evaluate, evaluate_windows, iterate_windows
 
 
 class UniformEngine:
@@ -100,6 +100,23 @@ def test_the_error_of_a_sample_is_that_of_the_mean_over_windows():
     assert sample.stderr == pytest.approx(error, rel=1e-5)
     assert abs(sample.loss - whole.loss) < 4 * sample.stderr
     assert evaluate(engine, text, lengths, 4, max_windows=1).stderr is None
+
+
+def test_targets_are_counted_once_for_all_batches():
+    counted = []
+
+    class CountedWindows(TextWindows):
+        @property
+        def n_targets(self):
+            counted.append(1)
+            return super().n_targets
+
+    windows = CountedWindows(np.arange(101), 10)
+    n_windows = len(windows)
+    counted.clear()
+    score = evaluate_windows(UniformEngine(101), windows, np.ones(101, np.int64), rows=1)
+    assert (n_windows, score.tokens) == (10, 100)
+    assert len(counted) == 2  # once more for the length of the windows
 
 
 def test_a_sample_is_fixed_evenly_spaced_and_says_so():

@@ -12,10 +12,11 @@ import pytest
 from chat_runs import NOUNS, learn_chat, make_byte_base, write_chat
 from glasslm.cli import main
 from glasslm.config.conversion import with_flags
-from glasslm.config.schema import ComputeConfig
-from glasslm.data.chat.conversation_rows import ConversationRows
+from glasslm.config.schema import ComputeConfig, ModelConfig
+from glasslm.data.chat.conversation_rows import ConversationRows, Conversations
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import NO_TARGET
+from glasslm.inference import evaluation
 from glasslm.inference.evaluation import evaluate_windows, split_windows
 from glasslm.inference.trained_model import load_model
 from glasslm.runs import checkpoint
@@ -110,6 +111,21 @@ def test_conversations_in_one_row_do_not_see_each_other(run: Run, engine: Any) -
         scores.append(evaluate_windows(made, split_windows(split, model), lengths))
     assert scores[0].tokens == scores[1].tokens
     assert scores[0].loss == pytest.approx(scores[1].loss, rel=1e-12)
+
+
+def test_conversations_are_packed_once_for_all_evaluations(
+    base: Path, chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = []
+
+    def pack(conversations: Conversations, c: ModelConfig) -> ConversationRows:
+        packed.append(conversations)
+        return ConversationRows(conversations, c)
+
+    monkeypatch.setattr(evaluation, "ConversationRows", pack)
+    run = learn_chat(base, chat, tmp_path / "run", max_steps=4, eval_interval=1)
+    assert len([line for line in logged_lines(run, "eval") if line["split"] == "val"]) == 5
+    assert len(packed) == 1
 
 
 def test_both_engines_learn_the_same(base: Path, chat: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -103,7 +104,7 @@ class AnswerWindows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
+    @cached_property
     def n_targets(self) -> int:
         """The tokens of answers; a few of them may lie behind the context."""
         return int(np.count_nonzero(self.rows.conversations.answers[:]))
@@ -174,7 +175,7 @@ def evaluate_windows(
     summed in float64. `check_interrupt` is called before each batch; its exception ends the
     evaluation. `notify` receives the progress of a long one.
     """
-    n_windows = len(windows)
+    n_windows, n_targets = len(windows), windows.n_targets
     window_indices = choose_windows(n_windows, max_windows)
     n_scored = len(window_indices)
     nats, n_predicted, n_bytes = 0.0, 0, 0
@@ -190,7 +191,7 @@ def evaluate_windows(
             window_losses.append(sums / np.count_nonzero(is_predicted, axis=1))
         n_predicted += int(np.count_nonzero(is_predicted))
         n_bytes += int(byte_lengths[targets[is_predicted]].sum())
-        n_total = max(n_predicted, windows.n_targets * n_scored // n_windows)
+        n_total = max(n_predicted, n_targets * n_scored // n_windows)
         progress.count(n_predicted, n_total, "evaluating", "tokens")
     loss = nats / n_predicted
     stderr = standard_error(np.concatenate(window_losses), n_windows) if window_losses else None

@@ -62,7 +62,9 @@ class Loop:
     ) -> None:
         """`old_text`: the validation split of the base run, to measure forgetting."""
         self.limit = limit or no_limit()
-        self.old_text = old_text
+        # Made once: packing conversations into rows and counting their answers takes long.
+        self.val_windows = split_windows(dataset.val, run.config.model)
+        self.old_windows = split_windows(old_text, run.config.model) if old_text else None
         self.engine, self.dataset, self.metrics, self.display = engine, dataset, metrics, display
         self.run_dir, self.config, self.identity = run.path, run.config, run.identity
         self.run_files = RunFiles(run, dataset, metrics)
@@ -197,9 +199,9 @@ class Loop:
         if self.objective:
             score, measures = self.objective.evaluate(self.interrupt.check)
         else:
-            score = self.score(self.dataset.val, self.max_windows)
-        if self.old_text is not None:
-            old_score = self.score(self.old_text, windows.max_evaluation_windows(self.config))
+            score = self.score(self.val_windows, self.max_windows)
+        if self.old_windows is not None:
+            old_score = self.score(self.old_windows, windows.max_evaluation_windows(self.config))
         is_best = math.isfinite(score.loss) and (self.best is None or score.loss < self.best.loss)
         self.log(eval_line(self.step, score, is_best, "val", self._clock(), measures))
         if old_score is not None:
@@ -254,7 +256,7 @@ class Loop:
 
         A time limit has reduced the windows; it ends a measurement that takes even longer.
         """
-        score = partial(self.score, self.dataset.val, n_windows, self.limit.require_time)
+        score = partial(self.score, self.val_windows, n_windows, self.limit.require_time)
         scores: dict[int, evaluation.Score] = {}
         if n_windows > (self.max_windows or 0):
             scores = score_last_and_best(
@@ -274,21 +276,20 @@ class Loop:
 
     def score(
         self,
-        split: Split,
+        measured: evaluation.Windows,
         max_windows: int | None,
         require_time: Callable[[], None] = lambda: None,
     ) -> evaluation.Score:
-        """The loss of a split over at most `max_windows` windows; None takes all."""
+        """The loss over at most `max_windows` of the windows `measured`; None takes all."""
 
         def check_interrupt() -> None:
             self.interrupt.check()
             require_time()
 
         T, rows = self.config.model.block_size, self.engine.micro_batch_size * EVALUATION_BATCH
-        train_tokens = None if split is self.old_text else self.dataset.train.tokens
+        train_tokens = self.dataset.train.tokens if measured is self.val_windows else None
         score = partial(
-            score_windows, self.engine, split_windows(split, self.config.model),
-            self.dataset.tokenizer.scored_bytes,
+            score_windows, self.engine, measured, self.dataset.tokenizer.scored_bytes,
             train_tokens=train_tokens, rows=rows, max_windows=max_windows,
             check_interrupt=check_interrupt, notify=self.display.note,
         )  # fmt: skip
