@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from glasslm import cli
@@ -113,6 +114,23 @@ def test_free_memory_is_that_of_the_device_or_a_part_of_the_machines(
     pytest.importorskip("torch")
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (77, 99))
     assert memory.available_bytes(ComputeConfig(engine="torch", device="cuda")) == 77
+
+
+@linux
+def test_memory_of_deleted_arrays_goes_back_to_the_system() -> None:
+    """Also where the C library keeps it, between arrays that are still in use."""
+
+    def resident_bytes() -> int:
+        words = Path("/proc/self/statm").read_text().split()
+        return int(words[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    size = 64 * 1024  # smaller arrays than those that the C library maps one by one
+    arrays = [np.ones(size, np.uint8) for _ in range(2000)]
+    full = resident_bytes()
+    arrays = arrays[::100]
+    memory.release_freed_memory()
+    assert len(arrays) == 20
+    assert full - resident_bytes() > 0.8 * 2000 * size
 
 
 # -- children --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 import transformers
 
 import glasslm
+from chat_runs import make_random_chat
 from glasslm import cli
 from glasslm.runs import checkpoint, run_folder
 from small_runs import train, write_text
@@ -101,6 +102,21 @@ def test_impossible_exports_are_refused_before_anything_is_written(
         assert word in capsys.readouterr().err
         assert not out.exists()
         assert not (tmp_path / "run").exists()
+
+
+def test_a_chat_that_llama_cpp_would_hang_on_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Characters without "<" and the special token "<|endoftext|>": "<b" has no token."""
+    chat = make_random_chat(tmp_path / "chat", block_size=16)
+    capsys.readouterr()
+    out = tmp_path / "chat.gguf"
+    assert cli.main(["export", str(chat), "--to", "gguf", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "first character is in the vocabulary" in error
+    assert "note:" not in error
+    assert "writing" not in error
+    assert not out.exists()
 
 
 def test_logits_that_differ_give_exit_code_1(

@@ -63,6 +63,7 @@ def _to_hf(flags: Flags) -> int:
 
     hf.require_empty(flags.out)
     model = _load_export(flags)
+    _note_document_attention(model)
     with files.atomic_path(flags.out) as folder:
         with show_elapsed("writing the model", notify):
             hf.write(model, folder)
@@ -85,6 +86,8 @@ def _to_gguf(flags: Flags) -> int:
         path = path / f"{model.run.path.resolve().name}-{kind}.gguf"
     if path.exists():
         raise InputError(f"{path} exists: choose another --out")
+    gguf_file.llama_cpp_form(model, kind)  # refuses before anything is said or written
+    _note_document_attention(model)
     lines = []
     with files.atomic_path(path) as file:
         with show_elapsed("writing the model", notify):
@@ -122,6 +125,7 @@ def _to_peft(flags: Flags) -> int:
 
     hf.require_empty(flags.out)
     model = _load_export(flags)
+    _note_document_attention(model)
     checkpoint = checkpoints.load(model.run.path, parse_checkpoint(flags.checkpoint))
     with files.atomic_path(flags.out) as folder:
         peft_files.write(model.run, checkpoint, folder, flags.base)
@@ -144,10 +148,14 @@ def _load_export(flags: Flags) -> ModelExport:
     from glasslm.runs.checkpoint_selector import parse_checkpoint
 
     with show_elapsed("reading the checkpoint", notify):
-        model = model_export.load_export(flags.run, parse_checkpoint(flags.checkpoint))
+        return model_export.load_export(flags.run, parse_checkpoint(flags.checkpoint))
+
+
+def _note_document_attention(model: ModelExport) -> None:
+    from glasslm.interop.model_export import DOCUMENT_ATTENTION_NOTE
+
     if model.config.document_attention:
-        notify(f"note: {model_export.DOCUMENT_ATTENTION_NOTE}")
-    return model
+        notify(f"note: {DOCUMENT_ATTENTION_NOTE}")
 
 
 def _compare_logits(model: ModelExport, compute_logits: Callable[[Any], Any]) -> float | None:

@@ -56,13 +56,24 @@ def write(export: ModelExport, path: Path, quantization: Quantization) -> None:
     Raises InputError for a model or a tokenizer that llama.cpp does not have, for widths that
     `quantization` cannot divide, and where the library gguf is not installed.
     """
-    c = llama_cpp_config(export.config)
-    _require_whole_blocks(c, quantization)
-    tokenizer = gguf_tokenizer.convert_tokenizer(export.tokenizer, export.token_settings)
+    c, tokenizer = llama_cpp_form(export, quantization)
     tensors = _gguf_tensors(c, export.weights)
     files.make_folder(path.parent)
     header = _header(export, c, tokenizer, tensors, quantization)
     files.write_stream(path, _file_chunks(header, tensors, quantization))
+
+
+def llama_cpp_form(
+    export: ModelExport, quantization: Quantization
+) -> tuple[ModelConfig, GGUFTokenizer]:
+    """The config and the tokenizer for llama.cpp; no weight is touched.
+
+    Raises InputError for what llama.cpp does not have, and for widths that `quantization` cannot
+    divide.
+    """
+    c = llama_cpp_config(export.config)
+    _require_whole_blocks(c, quantization)
+    return c, gguf_tokenizer.convert_tokenizer(export.tokenizer, export.token_settings)
 
 
 def llama_cpp_config(c: ModelConfig) -> ModelConfig:

@@ -94,6 +94,7 @@ def _convert_trie(tokenizer: Tokenizer) -> GGUFTokenizer:
             f"{len(long_tokens)} other characters ({''.join(long_tokens[:20])}): train with "
             "--tokenizer byte or --tokenizer bpe, then export"
         )
+    # The first character must be a token for the same reason: "<b" is no <|endoftext|>.
     special = tokenizer.special_tokens
     unknown = [
         token
@@ -106,7 +107,8 @@ def _convert_trie(tokenizer: Tokenizer) -> GGUFTokenizer:
     if unknown:
         raise InputError(
             f"llama.cpp cannot read the special token {unknown[0]!r} with this tokenizer: expected "
-            "printable ASCII that begins with a known character. Train with --tokenizer byte or bpe"
+            "printable ASCII whose first character is in the vocabulary. Train with --tokenizer "
+            "byte or bpe, then export"
         )
     ordinary = tokenizer.token_bytes[: tokenizer.vocab_size - len(special)]
     return GGUFTokenizer(

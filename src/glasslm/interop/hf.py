@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import re
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from glasslm.interop.weight_names import WeightNames
 from glasslm.model.parameters import parameter_table
 from glasslm.runs.tensor_file import safetensors_chunks
 from glasslm.text import Notify, format_bytes, notify, to_one_line
-from glasslm.training.memory import free_memory_bytes
+from glasslm.training.memory import free_memory_bytes, release_freed_memory
 
 Array = NDArray[Any]
 
@@ -257,9 +256,9 @@ def compare_import(imported: ModelImport, folder: Path, notify: Notify = notify)
             "be compared with it: repair the folder"
         ) from error
     del model
-    gc.collect()  # its modules refer to each other, and a second copy of the weights follows
+    release_freed_memory()  # a second copy of the weights follows
     ours = compute_logits(imported.config, vocab_size, imported.weights, tokens)
-    gc.collect()
+    release_freed_memory()
     difference = largest_difference(theirs, ours)
     if not difference <= IMPORT_TOLERANCE:
         raise InputError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import gc
 import os
 import re
 import sys
@@ -118,3 +120,14 @@ def peak_memory_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def release_freed_memory() -> None:
+    """Give the memory of deleted objects back to the system, where the C library can (glibc).
+
+    A large model consists of many small arrays, whose memory the library would keep.
+    """
+    gc.collect()
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if trim := getattr(library, "malloc_trim", None):
+        trim(0)
