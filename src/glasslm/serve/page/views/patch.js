@@ -71,7 +71,10 @@ export const patch = {
 			: [],
 	asks: (scene) => [ablateAsk(scene), ...offAsks(scene), ...aloneAsks(scene)],
 	wishes: (scene) => [neuronsAsk(scene), ...patchAsks(scene)].filter((ask) => ask !== null),
-	extra: (scene) => [neuronsAsk(scene), ...patchAsks(scene)].map((ask) => ask && scene.has([ask])),
+	extra: (scene) => [
+		scene.problem(patchAsks(scene)),
+		...[neuronsAsk(scene), ...patchAsks(scene)].map((ask) => ask && scene.has([ask])),
+	],
 
 	sentence(scene) {
 		if (!scene.answer(ablateAsk(scene))) return [patch.purpose];

@@ -127,6 +127,8 @@ function copies(scene, second) {
 		const go = tool("Go there", () => store.set({ t: difference }), { class: "tool framed" });
 		return el("div", {}, tokens, empty("The two texts are still the same here.", words, go));
 	}
+	const problem = scene.problem(patchAsks(scene));
+	if (problem) return el("div", {}, tokens, empty("No numbers here.", problem));
 	const range = patchedRange(scene);
 	let most = LEAST_RANGE;
 	let [here, all] = [0, 0];
