@@ -18,15 +18,20 @@ from inside_client import InsideClient, View, looking_at
 from server_process import make_byte_run, save_step
 
 from glasslm.config.model_config import FeedForward, ModelConfig, Norm, NormPosition, Residual
+from glasslm.config.schema import DeviceConfig
+from glasslm.data.dataset import Dataset
 from glasslm.inference.head_scores import SCORE_NAMES
 from glasslm.inference.sampling import Sampling, log_probabilities, probabilities
 from glasslm.inference.trained_model import Model, load_model
 from glasslm.runs import run_folder
+from glasslm.runs.run_folder import Run
 from glasslm.serve.inside.binary import encode_arrays, to_pixels
 from glasslm.serve.inside.measures import find_measure
-from glasslm.serve.inside.runs import SAMPLE_TOKENS
+from glasslm.serve.inside.runs import SAMPLE_TOKENS, InsideRun
 from glasslm.serve.inside.source import describe_place
 from glasslm.serve.inside.source_places import source_kinds
+from glasslm.serve.served_model import name_sources
+from glasslm.text import Notify
 from glasslm.training.loop import Loop
 from small_runs import train, write_text
 
@@ -296,6 +301,38 @@ def test_what_is_missing_is_answered_by_its_reason(client: InsideClient, tmp_pat
     assert (
         "there is no part" in client.view("off", checkpoint, text, t=1, parts="7").facts["reason"]
     )
+
+
+def test_a_reason_is_not_kept_by_the_browser(
+    client: InsideClient, newest: str, text: str, byte_run: Path
+) -> None:
+    other = client.post_text("some bytes", byte_run.name)["text"]
+    reason = client.get(f"/inside/ngram/{client.checkpoint(run=1)}/{other}")
+    assert View(reason.content).facts["reason"]
+    assert reason.headers["cache-control"] == "no-store"
+    view = client.get(f"/inside/read/{newest}/{text}")
+    assert "max-age" in view.headers["cache-control"]
+
+
+def test_a_missing_text_is_looked_for_again_after_a_while(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [source] = name_sources([str(trained)], "latest", DeviceConfig(engine="numpy"))
+    run, calls = InsideRun(source), 0
+
+    def missing(self: Run, notify: Notify) -> Dataset:
+        nonlocal calls
+        calls += 1
+        raise FileNotFoundError("the disk is not there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "dataset", missing)
+        for _ in range(2):
+            with pytest.raises(FileNotFoundError):
+                run.dataset()
+    assert calls == 1  # the second time within a minute
+    run._retry_time = 0.0
+    assert len(run.dataset().train.tokens) > 0
 
 
 @pytest.mark.parametrize(

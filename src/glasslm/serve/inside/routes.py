@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,13 @@ from glasslm.serve.service import Service
 # A view is a pure function of checkpoint, text and query, but not of the version of glasslm.
 ID_ARRAYS = ("ids", "top_ids")  # of all views
 VIEW_CACHE = "private, max-age=600"
+
+
+class Answer(NamedTuple):
+    """The arrays and facts of a view; `reason` is the fact of one that cannot be computed."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    facts: Mapping[str, Any]
 
 
 class Inside:
@@ -92,10 +99,10 @@ class Inside:
         text = self._texts.find(request.path_params["text"])
         query = Query(request.query_params)
         checkpoint = request.path_params["checkpoint"]
-        body = await self._worker.compute(
+        answer = await self._worker.compute(
             request, lambda check: self._compute(name, checkpoint, text, query, check)
         )
-        return _binary_response(body)
+        return _binary_response(answer)
 
     async def ngram(self, request: Request) -> Response:
         """GET /inside/ngram/CHECKPOINT/TEXT: the surprise of n-grams of the training text.
@@ -111,8 +118,8 @@ class Inside:
 
     def _compute(
         self, name: str, checkpoint: str, text: InsideText, query: Query, check: Check
-    ) -> bytes:
-        """The body of a view; what a model does not have is answered by its reason."""
+    ) -> Answer:
+        """A view; what a model does not have is answered by its reason."""
         loaded = self._store.load(checkpoint)
         text.require_tokenizer(loaded.tokenizer_sha256)
 
@@ -126,8 +133,8 @@ class Inside:
         try:
             arrays, facts = VIEWS[name](subject)
         except GlasslmError as error:
-            return encode_arrays({}, {"reason": str(error)})
-        return encode_arrays(arrays, {"tokens": name_tokens(loaded, arrays), **facts})
+            return Answer({}, {"reason": str(error)})
+        return Answer(arrays, {"tokens": name_tokens(loaded, arrays), **facts})
 
     def stop(self) -> None:
         """End the threads that compute."""
@@ -135,19 +142,21 @@ class Inside:
         self._slow_worker.stop()
 
 
-def _binary_response(body: bytes) -> Response:
-    headers = {"Cache-Control": VIEW_CACHE}
+def _binary_response(answer: Answer) -> Response:
+    # A reason may pass: a text that was missing can be put back.
+    headers = {"Cache-Control": "no-store" if "reason" in answer.facts else VIEW_CACHE}
+    body = encode_arrays(*answer)
     return Response(body, media_type="application/octet-stream", headers=headers)
 
 
-def compute_ngrams(run: InsideRun, text: InsideText) -> bytes:
-    """The body of the view `ngram`; where the training text is missing, its reason."""
+def compute_ngrams(run: InsideRun, text: InsideText) -> Answer:
+    """The view `ngram`; where the training text is missing, its reason."""
     text.require_tokenizer(run.tokenizer_sha256)
     try:
         nats = ngram_nats(run.ngram_counts, run.tokenizer, np.array(text.ids))
     except (GlasslmError, OSError) as error:
-        return encode_arrays({}, {"reason": str(error)})
-    return encode_arrays({"nats": nats.astype(np.float32)}, {"order": ORDER})
+        return Answer({}, {"reason": str(error)})
+    return Answer({"nats": nats.astype(np.float32)}, {"order": ORDER})
 
 
 def name_tokens(loaded: InsideModel, arrays: Mapping[str, NDArray[Any]]) -> dict[int, str]:

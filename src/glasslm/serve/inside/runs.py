@@ -18,7 +18,7 @@ from glasslm.data.dataset import Dataset
 from glasslm.data.file_stamp import FileStamp, read_stamp
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import GlasslmError
-from glasslm.inference.microscope.ngrams import MAX_TRAIN_BYTES, GramCounts, count_ngrams
+from glasslm.inference.microscope.ngrams import MAX_COUNTED_BYTES, GramCounts, count_ngrams
 from glasslm.model.parameters import parameter_table
 from glasslm.runs import metrics
 from glasslm.runs.history import History, read_history
@@ -32,6 +32,7 @@ SAMPLE_TOKENS = 46
 MAX_CHARACTERS = 400  # of which the sample text is made where there is no validation text
 SAMPLE_WAIT_S = 0.3  # for the sample text, before runs are listed without it
 LIVE_S = 120.0  # a run without an end whose metrics have changed in this time is in training
+RETRY_S = 60.0  # before a text that could not be read is looked for again
 FALLBACK_TEXT = "To be, or not to be"
 
 
@@ -45,6 +46,7 @@ class InsideRun:
         self._history: tuple[FileStamp | None, History, int] | None = None
         self._dataset: Dataset | None = None
         self._dataset_error: Exception | None = None
+        self._retry_time = 0.0  # of time.monotonic(), after an error
         self._sample_lock, self._dataset_lock = threading.Lock(), threading.Lock()
 
     @cached_property
@@ -135,16 +137,18 @@ class InsideRun:
     def dataset(self) -> Dataset:
         """The tokens of the run's text. Raises the errors of Run.dataset.
 
-        It is tried once: a text that is not here may take seconds to look for.
+        After an error it is tried again once RETRY_S have passed: a text that is not here may take
+        seconds to look for.
         """
         with self._dataset_lock:
-            if self._dataset_error is not None:
+            if self._dataset_error is not None and time.monotonic() < self._retry_time:
                 raise self._dataset_error
             if self._dataset is None:
                 try:
                     self._dataset = self.run.dataset(ignore_message)
                 except (GlasslmError, OSError) as error:
                     self._dataset_error = error
+                    self._retry_time = time.monotonic() + RETRY_S
                     raise
             return self._dataset
 
@@ -152,7 +156,7 @@ class InsideRun:
     def ngram_counts(self) -> GramCounts:
         """The n-grams of the training text. Raises the errors of Run.dataset."""
         tokens = self.dataset().train.tokens
-        text = b"".join(self.tokenizer.token_bytes[i] for i in tokens[:MAX_TRAIN_BYTES].tolist())
+        text = b"".join(self.tokenizer.token_bytes[i] for i in tokens[:MAX_COUNTED_BYTES].tolist())
         return count_ngrams(text)
 
 

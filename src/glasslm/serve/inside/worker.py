@@ -1,4 +1,4 @@
-"""The one thread that computes for the page, so that the texts of the API never wait for it."""
+"""A thread that computes for the page, so that the texts of the API never wait for it."""
 
 from __future__ import annotations
 
