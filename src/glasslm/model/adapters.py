@@ -6,6 +6,7 @@ The parameter table has the adapters, and the engines compute with them.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,20 @@ def merge_adapters(
     for name in weights:
         module, _, kind = name.rpartition(".")
         if kind == "lora_a":
-            a, b, matrix = (weights[f"{module}.{part}"] for part in ("lora_a", "lora_b", "weight"))
-            product = b.astype(np.float64) @ a.astype(np.float64)
-            product *= config.lora_alpha / config.lora_rank
-            merged[f"{module}.weight"] = (matrix + product).astype(np.result_type(matrix, a))
+            dtype = np.result_type(weights[f"{module}.weight"], weights[name])
+            merged[f"{module}.weight"] = effective_matrix(weights, module, config).astype(dtype)
     return merged
+
+
+def effective_matrix(
+    weights: Mapping[str, NDArray[Any]], module: str, config: ModelConfig
+) -> NDArray[np.float64]:
+    """(out, in): the matrix of a module such as blocks.0.attention.o, with its adapter."""
+    matrix = weights[f"{module}.weight"].astype(np.float64)
+    if f"{module}.lora_a" in weights:
+        a, b = (weights[f"{module}.lora_{word}"].astype(np.float64) for word in "ab")
+        matrix += (config.lora_alpha / config.lora_rank) * (b @ a)
+    return matrix
 
 
 def without_adapters(config: ModelConfig) -> ModelConfig:

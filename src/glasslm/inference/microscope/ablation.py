@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,9 @@ from glasslm.inference.microscope.contributions import (
     require_additive,
 )
 from glasslm.inference.microscope.recorded_pass import RecordedPass
-from glasslm.inference.microscope.variants import Variant, go_on, variant_logits
+from glasslm.inference.microscope.variants import Variant, edit_of_row, go_on, variant_logits
 from glasslm.inference.sampling import log_probabilities
+from glasslm.model.adapters import effective_matrix
 
 ALL = np.s_[:]  # every position
 
@@ -108,14 +109,10 @@ def nats_without(
     The first token has no surprise: nan.
     """
     edits = [edit for part in parts for edit in switch_off(part, recorded.config)]
-    rows = [Edit(edit.name, (0, *_as_tuple(edit.index)), edit.value) for edit in edits]
+    rows = [edit_of_row(0, edit) for edit in edits]
     logprobs = log_probabilities(recorded.inspect(["logits"], rows)["logits"][0])
     after = -np.take_along_axis(logprobs[:-1], recorded.ids[1:, None], -1)[:, 0]
     return np.concatenate([[np.nan], after]), logprobs
-
-
-def _as_tuple(index: Any) -> tuple[Any, ...]:
-    return index if isinstance(index, tuple) else (index,)
 
 
 class Neurons(NamedTuple):
@@ -142,17 +139,10 @@ def strongest_neurons(
     require_additive(recorded.model.config)
     name = f"blocks.{layer}.feedforward"
     directions, _ = logit_directions(recorded, weights, t, pair)
-    read = (directions[0] - directions[1]) @ _down_matrix(recorded, weights, name)
+    read = (directions[0] - directions[1]) @ effective_matrix(
+        weights, f"{name}.down", recorded.config
+    )
     activations = recorded[f"{name}.activation"][t].astype(np.float64)
     shares = activations * read
     ids = np.argsort(-np.abs(shares), kind="stable")[:count]
     return Neurons(ids, activations[ids], shares[ids])
-
-
-def _down_matrix(recorded: RecordedPass, weights: Weights, name: str) -> NDArray[np.float64]:
-    """(D, F): the down matrix of a feed-forward, with its adapter."""
-    c, down = recorded.config, weights[f"{name}.down.weight"].astype(np.float64)
-    if f"{name}.down.lora_a" in weights:
-        a, b = (weights[f"{name}.down.lora_{word}"].astype(np.float64) for word in "ab")
-        down = down + (c.lora_alpha / c.lora_rank) * (b @ a)
-    return down

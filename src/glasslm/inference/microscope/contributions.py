@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from glasslm.config.schema import RunConfig
 from glasslm.errors import InputError
 from glasslm.inference.microscope.recorded_pass import RecordedPass
+from glasslm.model.adapters import effective_matrix
 
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
@@ -115,12 +116,7 @@ def head_outputs(recorded: RecordedPass, weights: Weights, layer: int, heads: Ar
 
 def output_matrix(recorded: RecordedPass, weights: Weights, layer: int) -> Array:
     """(D, H Q): the output matrix of attention, with its adapter, in float64."""
-    name, c = f"blocks.{layer}.attention.o", recorded.config
-    o = weights[f"{name}.weight"].astype(np.float64)
-    if f"{name}.lora_a" in weights:
-        a, b = (weights[f"{name}.lora_{word}"].astype(np.float64) for word in "ab")
-        o = o + (c.lora_alpha / c.lora_rank) * (b @ a)
-    return o
+    return effective_matrix(weights, f"blocks.{layer}.attention.o", recorded.config)
 
 
 def logit_directions(
@@ -175,11 +171,7 @@ def head_values(recorded: RecordedPass, weights: Weights, layer: int, head: int)
     c, name = recorded.config, f"blocks.{layer}.attention"
     stream = recorded[f"blocks.{layer - 1}" if layer else "embedding"].astype(np.float64)
     x = apply_norm(recorded, weights, f"blocks.{layer}.attention_norm", stream)
-    matrix = weights[f"{name}.v.weight"].astype(np.float64)
-    if f"{name}.v.lora_a" in weights:
-        a, b = (weights[f"{name}.v.lora_{word}"].astype(np.float64) for word in "ab")
-        matrix = matrix + (c.lora_alpha / c.lora_rank) * (b @ a)
-    values = x @ matrix.T
+    values = x @ effective_matrix(weights, f"{name}.v", c).T
     bias = weights.get(f"{name}.v.bias")
     if bias is not None:
         values = values + bias.astype(np.float64)

@@ -17,14 +17,14 @@ from glasslm.data.baselines import (
 from glasslm.data.tokenizers import Tokenizer
 
 ORDER = 5
-MAX_TRAIN_BYTES = 2 << 20  # of the training text, whose n-grams are counted in about two seconds
+MAX_COUNTED_BYTES = 2 << 20  # of the training text, whose n-grams are counted in about two seconds
 
 GramCounts = Sequence[tuple[Grams, Counts]]
 
 
 def count_ngrams(train: bytes) -> GramCounts:
     """The n-grams of bytes in a training text, of order 1 to ORDER, which is cut off if long."""
-    return count_grams(train[:MAX_TRAIN_BYTES])[:ORDER]
+    return count_grams(train[:MAX_COUNTED_BYTES])[:ORDER]
 
 
 def ngram_nats(

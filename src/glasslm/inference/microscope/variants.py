@@ -39,11 +39,7 @@ def variant_logits(
     def compute(start: int) -> NDArray[Any]:
         check()
         part = variants[start : start + rows]
-        edits = [
-            Edit(edit.name, (row, *_as_tuple(edit.index)), edit.value)
-            for row, variant in enumerate(part)
-            for edit in variant
-        ]
+        edits = [edit_of_row(row, edit) for row, variant in enumerate(part) for edit in variant]
         batch = make_batch(ids, targets, len(part))
         return engine.inspect(batch, ["logits"], edits)["logits"][:, -1]
 
@@ -53,5 +49,7 @@ def variant_logits(
         return np.concatenate(list(pool.map(compute, starts))).astype(np.float64)
 
 
-def _as_tuple(index: Any) -> tuple[Any, ...]:
-    return index if isinstance(index, tuple) else (index,)
+def edit_of_row(row: int, edit: Edit) -> Edit:
+    """The edit, whose index begins with the axis T, in one row of a batch."""
+    index = edit.index if isinstance(edit.index, tuple) else (edit.index,)
+    return Edit(edit.name, (row, *index), edit.value)
