@@ -11,13 +11,13 @@ import pytest
 from glasslm.config.conversion import with_flags
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.data.permutation import items_at
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Engine
 from glasslm.model.parameters import initial_weights, parameter_table
-from glasslm.training.preference.answers import Answer, AnswerRows, answer_rows, token_nats
+from glasslm.training.preference.answer_rows import Answer, AnswerRows, answer_rows, token_nats
 from glasslm.training.preference.dpo import pair_losses
 from glasslm.training.preference.grpo import group_advantages, kl_estimates, nats_slopes
-from glasslm.training.preference.item_order import items_of_step
 from glasslm.training.preference.objective import weighted_batch
 
 Array = np.ndarray[Any, Any]
@@ -210,10 +210,10 @@ def test_targets_are_the_answers_and_nothing_sees_the_padding() -> None:
 
 
 def test_each_item_comes_once_in_a_pass() -> None:
-    steps = [items_of_step(5, step, count=4, total=10) for step in range(5)]
+    steps = [items_at(5, 4 * step + np.arange(4), 10) for step in range(5)]
     order = np.concatenate(steps)
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
     assert order[:10].tolist() != order[10:].tolist()
-    assert items_of_step(5, 3, 4, 10).tolist() == steps[3].tolist()
-    assert items_of_step(6, 0, 4, 10).tolist() != steps[0].tolist()
-    assert items_of_step(5, 2, 3, 1).tolist() == [0, 0, 0]
+    assert items_at(5, np.arange(12, 16), 10).tolist() == steps[3].tolist()
+    assert items_at(6, np.arange(4), 10).tolist() != steps[0].tolist()
+    assert items_at(5, np.arange(6, 9), 1).tolist() == [0, 0, 0]

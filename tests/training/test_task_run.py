@@ -14,7 +14,7 @@ from glasslm.config.conversion import with_flags
 from glasslm.config.presets import PRESETS
 from glasslm.data.tasks.catalogue import draw_examples, read_examples
 from glasslm.errors import InputError
-from glasslm.inference.answers import judge_examples
+from glasslm.inference.exact_answers import judge_examples
 from glasslm.inference.trained_model import load_model
 from glasslm.interop import model_card, model_export
 from glasslm.runs import checkpoint

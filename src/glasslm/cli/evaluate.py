@@ -18,8 +18,8 @@ from glasslm.data.sources import corpora
 from glasslm.data.special_tokens import count_spellings, explain_spellings
 from glasslm.data.token_file import Tokens
 from glasslm.errors import InputError
-from glasslm.inference.answers import score_own_text
 from glasslm.inference.context_config import ContextConfig
+from glasslm.inference.exact_answers import score_own_text
 from glasslm.inference.suites.suite_result import SuiteName, SuiteResult, save_result
 from glasslm.inference.trained_model import Model, load_model
 from glasslm.report import text_kinds

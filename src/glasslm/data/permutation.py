@@ -43,3 +43,15 @@ def permute_indices(
         result[outside] = left << half_bits | right
         outside = result >= n
     return result.astype(np.int64)
+
+
+def items_at(seed: int, places: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """The items, below `total`, at `places` (B,) of an endless sequence of passes over all items.
+
+    Each pass has every item once, in an order of its own.
+    """
+    passes, items = np.divmod(places, total)
+    for number in np.unique(passes).tolist():
+        in_pass = passes == number
+        items[in_pass] = permute_indices(items[in_pass], total, draw_keys(seed, number))
+    return items

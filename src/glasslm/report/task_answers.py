@@ -11,7 +11,7 @@ from glasslm.data.ngram_model import MAX_TRAIN_BYTES, answer_by_frequency, answe
 from glasslm.data.tasks.arithmetic import count_carries
 from glasslm.data.tasks.catalogue import TASKS, draw_examples, read_examples, task_size
 from glasslm.data.tasks.task import Example, Task
-from glasslm.inference.answers import judge_examples
+from glasslm.inference.exact_answers import judge_examples
 from glasslm.inference.proportions import Proportion
 from glasslm.inference.trained_model import Model
 

@@ -16,8 +16,8 @@ from glasslm.data.batch_sampler import make_sampler
 from glasslm.data.dataset import Dataset, Split
 from glasslm.engines.protocol import Batch, Engine, Losses, Update
 from glasslm.inference import evaluation
-from glasslm.inference.answers import score_windows
 from glasslm.inference.evaluation import split_windows
+from glasslm.inference.exact_answers import score_windows
 from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Best, TrainingPosition
 from glasslm.runs.metrics import Line, MetricsLog, Status, StepLine, Timing

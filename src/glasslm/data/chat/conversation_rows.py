@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from glasslm.config.schema import RELATIVE_POSITIONS, ModelConfig
-from glasslm.data.permutation import draw_keys, permute_indices
+from glasslm.data.permutation import items_at
 from glasslm.data.token_file import NO_TARGET, TokenFile, Tokens
 
 
@@ -136,13 +136,8 @@ class RowSampler:
         return starts
 
     def _indices(self, step: int, rows: ArrayLike) -> NDArray[np.int64]:
-        positions = step * self.batch_size + np.asarray(rows, np.int64)
-        epochs, indices = np.divmod(positions, len(self.rows))
-        for epoch in np.unique(epochs).tolist():
-            keys = draw_keys(self.seed, epoch)
-            in_epoch = epochs == epoch
-            indices[in_epoch] = permute_indices(indices[in_epoch], len(self.rows), keys)
-        return indices
+        places = step * self.batch_size + np.asarray(rows, np.int64)
+        return items_at(self.seed, places, len(self.rows))
 
     def epoch(self, step: int) -> float:
         """Passes over the conversations after `step` steps."""

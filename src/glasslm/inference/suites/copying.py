@@ -6,7 +6,7 @@ from typing import Any
 
 from glasslm.data.dataset import Dataset
 from glasslm.errors import InputError
-from glasslm.inference.answers import likeliest_tokens
+from glasslm.inference.exact_answers import likeliest_tokens
 from glasslm.inference.proportions import Proportion
 from glasslm.inference.suites.random_texts import known_tokens, repeated_tokens
 from glasslm.inference.suites.suite_result import SuiteResult

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from glasslm.data.chat import dialogues
 from glasslm.data.dataset import Dataset
 from glasslm.errors import InputError
-from glasslm.inference.answers import likeliest_tokens
+from glasslm.inference.exact_answers import likeliest_tokens
 from glasslm.inference.proportions import Proportion
 from glasslm.inference.suites.suite_result import SuiteResult
 from glasslm.inference.trained_model import WINDOWS_PER_CALL, Model

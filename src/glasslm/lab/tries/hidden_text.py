@@ -7,7 +7,7 @@ from typing import Any
 
 from glasslm.config.schema import ComputeConfig
 from glasslm.errors import InputError
-from glasslm.inference.answers import score_own_text
+from glasslm.inference.exact_answers import score_own_text
 from glasslm.inference.trained_model import load_model
 from glasslm.lab.statistics import compare_losses, judge_family
 from glasslm.lab.tries.ledger import Ledger

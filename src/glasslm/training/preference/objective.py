@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import RunConfig
+from glasslm.data.permutation import items_at
 from glasslm.data.preference_pairs import PreferencePair
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.protocol import Batch, Engine
@@ -24,12 +25,11 @@ from glasslm.errors import InputError
 from glasslm.inference.evaluation import Score
 from glasslm.inference.generation import encode_from_start
 from glasslm.inference.sampling import Sampling
-from glasslm.training.preference.answers import Answer, AnswerRows, answer_rows, token_nats
+from glasslm.training.preference.answer_rows import Answer, AnswerRows, answer_rows, token_nats
 from glasslm.training.preference.dpo import PairLosses, pair_losses
 from glasslm.training.preference.grpo import group_advantages, kl_estimates, nats_slopes
-from glasslm.training.preference.item_order import items_of_step
 from glasslm.training.preference.rewards import Reward
-from glasslm.training.preference.rollouts import Sampler
+from glasslm.training.preference.rollouts import RolloutSampler
 
 Floats = NDArray[np.float64]
 CheckInterrupt = Callable[[], None]
@@ -95,7 +95,9 @@ class PairObjective:
     def prepare_step(self, step: int, check_interrupt: CheckInterrupt) -> ObjectiveStep:
         """Objective.prepare_step."""
         train = self.config.train
-        items = items_of_step(train.seed, step, train.batch_size // 2, len(self.train))
+        pairs = train.batch_size // 2
+        places = step * pairs + np.arange(pairs)
+        items = items_at(train.seed, places, len(self.train))
         rows, losses, margins_of_answers = self._compare([self.train[item] for item in items])
         slopes = np.concatenate([losses.slopes, -losses.slopes]) / len(losses.losses)
         batch = weighted_batch(rows, slopes[:, None] * rows.is_answer, step)
@@ -181,7 +183,9 @@ class RewardObjective:
     ) -> None:
         """`first()` returns an engine with the first weights."""
         self.config, self.engine, self._first, self.reward = config, engine, first, reward
-        self.sampler = Sampler(engine, tokenizer, config.model, config.preference.answer_tokens)
+        self.sampler = RolloutSampler(
+            engine, tokenizer, config.model, config.preference.answer_tokens
+        )
         prompts = (*reward.prompts[-1:], *reward.held_out_prompts[-1:])  # the longest ones
         longest = max(len(encode_from_start(tokenizer, prompt)) for prompt in prompts)
         if longest + config.preference.answer_tokens > config.model.block_size:
@@ -200,7 +204,8 @@ class RewardObjective:
         """Objective.prepare_step: sample answers, and weigh each by its advantage in its group."""
         train, settings = self.config.train, self.config.preference
         B, G = train.batch_size, settings.group_size
-        items = items_of_step(train.seed, step, B // G, len(self.reward.prompts))
+        places = step * (B // G) + np.arange(B // G)
+        items = items_at(train.seed, places, len(self.reward.prompts))
         prompts = [self.reward.prompts[item] for item in np.repeat(items, G).tolist()]
         sampling = Sampling(temperature=1.0, seed=train.seed)  # the distribution that is trained
         rollouts = self.sampler.sample(prompts, sampling, step * B, check_interrupt)

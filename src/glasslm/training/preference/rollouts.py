@@ -17,7 +17,7 @@ from glasslm.inference.generation import encode_from_start
 from glasslm.inference.request import Finished, Request, Token
 from glasslm.inference.sampling import Sampling
 from glasslm.inference.scheduler import Scheduler
-from glasslm.training.preference.answers import Answer
+from glasslm.training.preference.answer_rows import Answer
 from glasslm.training.preference.rewards import END, Text
 
 MAX_ROLLOUT_ROWS = 256  # of the KV cache
@@ -30,7 +30,7 @@ class Rollout(NamedTuple):
     text: Text  # None: the answer has no end
 
 
-class Sampler:
+class RolloutSampler:
     """Samples answers from the weights of an engine."""
 
     def __init__(
