@@ -86,7 +86,7 @@ class ModelConfig:
     qk_norm: bool = False
     """Apply RMSNorm to the queries and keys of each head (arXiv:2010.04245)."""
     bias: bool = False
-    """Add a bias to LayerNorms and to linear layers, except those of keys and the head."""
+    """Add a bias to LayerNorms and linear layers: short for --bias-targets norm,q,v,o,mlp."""
     bias_targets: Annotated[str, tyro.conf.arg(metavar="NAME,NAME")] = ""
     """Modules with a bias, of norm,q,k,v,o,mlp,head, in place of --bias (Qwen2: q,k,v)."""
     scale_embeddings: bool = False

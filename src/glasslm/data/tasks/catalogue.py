@@ -113,7 +113,9 @@ def find_source(data: DataConfig, notify: Notify) -> Source:
     path, _ = cached_text(cache_dir("tasks"), request, write_text)
     n_examples = path.stat().st_size // length
     if n_examples < data.task_examples:
-        notify(f"corpus {data.corpus}: all {n_examples:,} examples of size {size}")
+        smallest, largest = min(sizes), max(sizes)
+        words = f"size {size}" if smallest == largest else f"sizes {smallest} to {largest}"
+        notify(f"corpus {data.corpus}: all {n_examples:,} examples of {words}")
     return Source(str(data.corpus), (source_file(path),))
 
 

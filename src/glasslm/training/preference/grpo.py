@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-STD_FLOOR = 1e-4  # a group whose rewards are equal has advantages of exactly 0
+STD_EPSILON = 1e-4  # is added to the deviation: equal rewards have advantages of exactly 0
 
 
 def group_advantages(rewards: Floats) -> Floats:
-    """rewards (N, G) -> (N, G): (reward - mean) / (std + STD_FLOOR) within each group.
+    """rewards (N, G) -> (N, G): (reward - mean) / (std + STD_EPSILON) within each group.
 
     Dividing by the standard deviation weighs up prompts that are nearly always or nearly never
     answered right (Liu et al. 2025, arXiv:2503.20783, section 3.1).
@@ -26,7 +26,7 @@ def group_advantages(rewards: Floats) -> Floats:
     [[1.0, -1.0, -1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
     """
     deviations = rewards - rewards.mean(1, keepdims=True)
-    advantages: Floats = deviations / (rewards.std(1, keepdims=True) + STD_FLOOR)
+    advantages: Floats = deviations / (rewards.std(1, keepdims=True) + STD_EPSILON)
     return advantages
 
 
