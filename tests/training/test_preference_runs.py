@@ -34,7 +34,7 @@ from glasslm.training.fine_tuning import BaseRun, preference_tuning_config
 from glasslm.training.preference import opening, rewards, warning_signs
 from glasslm.training.preference.objective import encode_pair
 from glasslm.training.preference.rewards import AdditionReward
-from glasslm.training.preference.rollouts import Sampler
+from glasslm.training.preference.rollouts import RolloutSampler
 from glasslm.training.preference.warning_signs import PreferenceMonitor
 from small_runs import COMPUTE, SMALL, ignore_message, small_config, without_report
 
@@ -280,7 +280,7 @@ def test_a_prompt_begins_a_line_in_pairs_and_rollouts_alike(additions: Path) -> 
     """A line end comes before it, once, so that both objectives see the same prompt."""
     model, config = load_model(additions), tuning_config(additions, reward="addition")
     prompts = ["1+2=", "\n1+2=", ""]
-    sampler = Sampler(model.engine, model.tokenizer, model.config.model, answer_tokens=1)
+    sampler = RolloutSampler(model.engine, model.tokenizer, model.config.model, answer_tokens=1)
     rollouts = sampler.sample(prompts, Sampling(temperature=0), 0, lambda: None)
     expected = tuple(map(int, model.tokenizer.encode("\n1+2=")))
     for prompt, rollout in zip(prompts, rollouts):
