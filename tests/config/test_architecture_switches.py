@@ -1,5 +1,6 @@
 """Switches of imported architectures: what they derive, and which combinations are refused."""
 
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from glasslm.errors import InputError
         ({"head_dim": -1}, "head_dim"),
         ({"head_dim": 5}, "even head size"),
         ({"partial_rotary_factor": 0.0}, "partial_rotary_factor"),
+        ({"partial_rotary_factor": math.inf}, "partial_rotary_factor is inf"),
+        ({"partial_rotary_factor": math.nan}, "partial_rotary_factor is nan"),
         ({"partial_rotary_factor": 0.1}, "rope needs an even|expected at least 2"),
         ({"partial_rotary_factor": 0.5, "position": "alibi"}, "--position rope"),
         ({"bias_targets": "q,x"}, "bias_targets is 'q,x'"),

@@ -99,7 +99,7 @@ def test_no_logit_depends_on_a_later_token_or_another_row(
 ) -> None:
     """By the gradient of each logit with respect to the embeddings.
 
-    Every earlier token within the window contributes to it.
+    Every earlier token within the windows of all layers together contributes to it.
     """
     if dropping and model.attention == "flash":
         return  # flash has no dropout of probabilities
@@ -117,6 +117,8 @@ def test_no_logit_depends_on_a_later_token_or_another_row(
     )
     tokens, _, keys = engine._inputs(batch(rows=3, width=model.block_size), np.arange(3))
     logits, _ = engine.model(tokens, keys)
+    pattern = model.attention_pattern or ("w" if model.window else "f")
+    kinds = (pattern * model.n_layers)[: model.n_layers]
     for t in range(model.block_size):
         (gradient,) = torch.autograd.grad(
             logits[1, t].square().sum(), embedded[0], retain_graph=True
@@ -125,7 +127,7 @@ def test_no_logit_depends_on_a_later_token_or_another_row(
         assert not parts[1, t + 1 :].any()
         assert not parts[[0, 2]].any()
         if not dropping:
-            far = model.n_layers * (model.window - 1) if model.window else t
+            far = sum(model.window - 1 if kind == "w" else t for kind in kinds)
             assert (parts[1, max(0, t - far) : t + 1] > 0).all()
             assert not parts[1, : max(0, t - far)].any()
 

@@ -15,7 +15,7 @@ from test_check import HANDFUL, USED_BY, plant  # noqa: E402 - need PyTorch
 from glasslm.config.schema import ModelConfig  # noqa: E402
 from glasslm.engines.dropout import row_keys  # noqa: E402
 from glasslm.engines.numpy import engine as numpy_engine  # noqa: E402
-from glasslm.engines.numpy import inference  # noqa: E402
+from glasslm.engines.numpy import inference, inference_norms  # noqa: E402
 from glasslm.engines.numpy import optimizer as numpy_optimizer  # noqa: E402
 from glasslm.engines.numpy import positions as numpy_positions  # noqa: E402
 from glasslm.engines.numpy.engine import NumpyEngine  # noqa: E402
@@ -256,9 +256,7 @@ def test_a_wrong_rotation_in_the_cache_is_found(monkeypatch: Patch) -> None:
 
     def wrong(self: Any, *arguments: Any) -> None:
         right(self, *arguments)
-        if self.rotation:
-            cos, sin = self.rotation
-            self.rotation = cos, -sin
+        self.rotations = {kind: (cos, -sin) for kind, (cos, sin) in self.rotations.items()}
 
     monkeypatch.setattr(inference.AttentionContext, "__init__", wrong)
     result = compare_engines(position="rope")
@@ -284,9 +282,11 @@ def test_positions_that_are_off_by_one_where_rows_stand_apart_are_found(monkeypa
 
 def test_a_norm_that_is_wrong_for_one_row_is_found(monkeypatch: Patch) -> None:
     """A single token has a way of its own through NumPy's cache."""
-    right = inference._rms
+    right = inference_norms.divide_by_rms
     monkeypatch.setattr(
-        inference, "_rms", lambda x, eps: right(x, eps) * (1.001 if len(x) == 1 else 1)
+        inference_norms,
+        "divide_by_rms",
+        lambda x, eps: right(x, eps) * (1.001 if len(x) == 1 else 1),
     )
     result = compare_engines()
     assert result.failed_columns == ["logits"]

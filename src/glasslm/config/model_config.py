@@ -157,6 +157,8 @@ class ModelConfig:
         require(blocks <= MAX_BLOCKS, "n_layers x n_experts", blocks, f"at most {MAX_BLOCKS:,}")
         fractions = ("dropout", "attention_dropout")
         require_fields(self, fractions, lambda x: 0 <= x < 1, "at least 0 and below 1")
+        rotated = ["partial_rotary_factor"]  # before rotary_size, which needs a finite number
+        require_fields(self, rotated, lambda x: 0 < x <= 1, "above 0 and at most 1")
 
     def _require_divisible_heads(self) -> None:
         if self.d_model % self.n_heads and not self.head_dim:
@@ -212,8 +214,6 @@ class ModelConfig:
     def _require_rope(self) -> None:
         require_fields(self, ["rope_base"], lambda x: 1 < x < math.inf, "above 1 and finite")
         require_fields(self, ["rope_factor"], lambda x: 1 <= x < math.inf, "1 or more, and finite")
-        fraction = ["partial_rotary_factor"]
-        require_fields(self, fraction, lambda x: 0 < x <= 1, "above 0 and at most 1")
         base = ["window_rope_base"]
         require_fields(self, base, lambda x: x == 0 or 1 < x < math.inf, "0 (off) or above 1")
         numbers = ("rope_low_rotations", "rope_high_rotations", "rope_attention_factor")
