@@ -20,7 +20,7 @@ import numpy as np
 import glasslm
 from glasslm.data.tasks.arithmetic import count_carries
 from glasslm.data.tasks.catalogue import draw_examples, read_examples
-from glasslm.inference.answers import judge_examples
+from glasslm.inference.exact_answers import judge_examples
 from glasslm.inference.suites.induction import measure_heads
 from glasslm.inference.suites.random_texts import known_tokens, repeated_tokens
 from glasslm.report.figures import PRINT_PALETTE, add_legend, style_axes

@@ -157,7 +157,8 @@ def test_the_command_tells_every_row_and_draws_the_figure(
     facts = json.loads(out)
     assert (facts["passed"], facts["wrong"], facts["cases"]) == (True, [], 1)
     parities = facts["parity"]
-    assert parities["cases"] == 4  # the switch in both precisions, the combinations in one
+    # The switch and weighted targets in both precisions, the combinations in one.
+    assert parities["cases"] == 6
     for precision, tolerance in {"fp64": 1e-10, "fp32": 1e-4}.items():
         assert parities["tolerance"][precision] == tolerance
         assert set(parities["largest_error"][precision]) == set(COLUMNS)
@@ -188,12 +189,14 @@ def test_the_command_fails_and_says_what_is_wrong(
     assert not facts["passed"]
     assert facts["wrong"] == [
         "the smallest, float64 steps",
+        "weighted targets, float64 steps",
         "the losses of step 2",
         "the losses of step 3",
     ]
-    (line,) = [line for line in err.splitlines() if "WRONG: " in line]
-    assert "  the smallest  WRONG: steps (adamw, " in line
-    assert err.splitlines()[-1].endswith("3 wrong")
+    lines = [line for line in err.splitlines() if "WRONG: " in line]
+    assert "  the smallest  WRONG: steps (adamw, " in lines[0]
+    assert len(lines) == 2
+    assert err.splitlines()[-1].endswith("4 wrong")
 
 
 @pytest.mark.usefixtures("short")

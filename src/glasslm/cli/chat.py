@@ -18,7 +18,7 @@ from glasslm.cli.flag_groups import CheckpointFlag, RunOpsFlag
 from glasslm.cli.parsing import parse
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
-from glasslm.errors import InputError
+from glasslm.errors import InputError, explain_system_errors
 from glasslm.inference.chat_session import (
     AnswerSource,
     ChatSession,
@@ -207,8 +207,8 @@ def _save(session: ChatSession, path: str) -> None:
     if Path(path).exists():
         raise InputError(f"{path} exists: choose another name")
     line = json.dumps({"messages": session.messages}, ensure_ascii=False) + "\n"
-    try:
+    with explain_system_errors(
+        path, lambda reason: InputError(f"{path} cannot be written ({reason}): choose another name")
+    ):
         files.write_atomic(Path(path), line.encode())
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
     notify(f"saved: {path}")

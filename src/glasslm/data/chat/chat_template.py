@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from glasslm.data.chat.conversations import Conversation
 from glasslm.data.special_tokens import TokenPattern
 from glasslm.data.tokenizers import TokenIds, Tokenizer
-from glasslm.errors import InputError
+from glasslm.errors import InputError, raise_if_exhausted
 from glasslm.text import to_one_line
 
 MAX_OUTPUT_CHARS = 1 << 20
@@ -122,6 +122,7 @@ class ChatTemplate:
         except InputError:
             raise
         except Exception as error:  # a foreign template may raise anything
+            raise_if_exhausted(error, "the chat template")
             reason = to_one_line(f"{error}")
             raise InputError(
                 f"the model's chat template cannot write these messages: {reason}"
