@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.conversion import from_dict, to_dict
@@ -25,6 +25,11 @@ class ContextConfig:
 
     def apply_to(self, model: ModelConfig) -> ModelConfig:
         """`model` with this context; InputError where its positions do not allow it."""
+        names = get_args(RopeScalingName)
+        if self.rope_scaling is not None and self.rope_scaling not in names:
+            raise InputError(
+                f"rope_scaling is {self.rope_scaling!r}: expected one of {', '.join(names)}"
+            )
         if self.rope_scaling is not None and (self.context or 0) <= model.block_size:
             raise InputError(
                 "--rope-scaling stretches rope to longer texts: give a --context above "
