@@ -36,6 +36,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     kinds["rolling"] = {"window": 6, "n_kv_heads": 1}
     kinds["stretched"] = {"rope_scaling": "linear", "rope_factor": 2.0}
+    for scaling in ("dynamic", "yarn", "llama3"):
+        kinds[scaling] = {"rope_scaling": scaling, "rope_factor": 2.0}
+        kinds[scaling] |= {"rope_low_rotations": 0.1, "rope_high_rotations": 1.5}
+    kinds["fraction"] = {"rope_scaling": "yarn", "rope_factor": 1.5}
     return {
         kind: make_run(folder / kind, "\n abcdefghi", **switches)
         for kind, switches in kinds.items()
@@ -94,6 +98,26 @@ def test_a_model_trained_with_scaling_is_stretched_further(runs: dict[str, Path]
         runs["stretched"], context=2 * BLOCK
     ).config.model  # not asked: as it was trained
     assert (c.rope_scaling, c.rope_factor) == ("linear", 2.0)
+
+
+@pytest.mark.parametrize("scaling", ["linear", "dynamic", "yarn", "llama3"])
+def test_another_context_keeps_the_frequencies_of_a_model_trained_with_scaling(
+    runs: dict[str, Path], scaling: str
+) -> None:
+    run = runs["stretched" if scaling == "linear" else scaling]
+    losses = load_in_fp64(run).losses(TEXT[: BLOCK + 1])
+    for context in (LONG, BLOCK, 4):
+        other = load_in_fp64(run, context=context).losses(TEXT[: BLOCK + 1])
+        end = min(context, BLOCK)
+        np.testing.assert_allclose(other[:end], losses[:end], atol=1e-12)
+
+
+def test_an_original_context_of_no_whole_number_allows_no_other_context(
+    runs: dict[str, Path],
+) -> None:
+    assert load_in_fp64(runs["fraction"], context=BLOCK).config.model.rope_original_context == 0
+    with pytest.raises(InputError, match=r"16 / 1\.5 = 10\.6667 .* leave out --context"):
+        load_in_fp64(runs["fraction"], context=LONG)
 
 
 def test_without_a_context_everything_is_as_it_was() -> None:

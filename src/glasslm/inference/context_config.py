@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.conversion import from_dict, to_dict
+from glasslm.config.model_config import HIGH_ROTATIONS
 from glasslm.config.schema import ModelConfig
 from glasslm.errors import InputError
 
@@ -47,4 +48,22 @@ class ContextConfig:
         if self.rope_scaling is not None:
             factor = model.rope_factor * self.context / model.block_size
             changes |= {"rope_scaling": self.rope_scaling, "rope_factor": factor}
+        elif model.rope_scaling in HIGH_ROTATIONS and self.context != model.block_size:
+            changes["rope_original_context"] = _trained_original_context(model)
         return from_dict(ModelConfig, to_dict(model) | changes)
+
+
+def _trained_original_context(model: ModelConfig) -> int:
+    """The tokens of the context before yarn or llama3 stretched it, as in training.
+
+    Its default follows block_size: in another context it would change the trained frequencies.
+    """
+    if model.rope_original_context:
+        return model.rope_original_context
+    original = model.block_size / model.rope_factor
+    if original % 1:
+        raise InputError(
+            f"rope_original_context is {model.block_size} / {model.rope_factor:g} = {original:g} "
+            "in this model: another context needs a whole number, leave out --context"
+        )
+    return int(original)
