@@ -34,6 +34,10 @@ from glasslm.errors import InputError
         ({"attention": "flash", "attention_softcap": 5.0}, "--attention flash has no soft cap"),
         ({"attention_softcap": -1.0}, "attention_softcap"),
         ({"rope_scaling": "yarn"}, "--rope-factor above 1"),
+        ({"rope_scaling": "ntk", "rope_factor": 1e308}, "rope_factor is 1e\\+308"),
+        ({"rope_low_rotations": 5e-324}, "rope_low_rotations is 5e-324"),
+        ({"rope_high_rotations": 1e308}, "rope_high_rotations is 1e\\+308"),
+        ({"rope_attention_factor": 1e308}, "rope_attention_factor is 1e\\+308"),
         (
             {"rope_scaling": "llama3", "rope_factor": 2.0, "rope_low_rotations": 5.0},
             "0 < low < high",

@@ -213,11 +213,12 @@ class ModelConfig:
 
     def _require_rope(self) -> None:
         require_fields(self, ["rope_base"], lambda x: 1 < x < math.inf, "above 1 and finite")
-        require_fields(self, ["rope_factor"], lambda x: 1 <= x < math.inf, "1 or more, and finite")
+        require_fields(self, ["rope_factor"], lambda x: 1 <= x <= 1e6, "1 to 1e6")
         base = ["window_rope_base"]
         require_fields(self, base, lambda x: x == 0 or 1 < x < math.inf, "0 (off) or above 1")
         numbers = ("rope_low_rotations", "rope_high_rotations", "rope_attention_factor")
-        require_fields(self, numbers, lambda x: 0 <= x < math.inf, "0 or more, and finite")
+        # Powers and logarithms of the scalings stay finite within these limits.
+        require_fields(self, numbers, lambda x: x == 0 or 1e-6 <= x <= 1e6, "0, or 1e-6 to 1e6")
         if (self.rope_scaling != "none") != (self.rope_factor > 1):
             raise InputError(
                 f"rope_scaling is {self.rope_scaling} and rope_factor is {self.rope_factor:g}: "
