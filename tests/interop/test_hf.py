@@ -153,9 +153,11 @@ def test_any_model_is_equal_there_or_refused_with_the_switch(tmp_path: Path) -> 
     written = 0
     for case in range(1500):
         config = random_config(rng)
-        if min(len(family.refusals(config)) for family in families.FAMILIES):
+        # transformers gives a qwen2 its own tokenizer, and these models have another.
+        usable = [family for family in families.FAMILIES if family.model_type != "qwen2"]
+        if min(len(family.refusals(config)) for family in usable):
             with pytest.raises(InputError, match="--"):
-                families.choose_family(config)
+                families.choose_family(config, other_tokenizers=["qwen2"])
             continue
         model = make_export(config, seed=case)
         hf.write(model, tmp_path / str(case))
