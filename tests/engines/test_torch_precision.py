@@ -31,7 +31,6 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from glasslm.engines.torch import precision as torch_precision  # noqa: E402
 from glasslm.engines.torch.engine import TorchEngine  # noqa: E402
-from glasslm.engines.torch.optimizer import orthogonalize  # noqa: E402
 from glasslm.engines.torch.precision import MAX_LOSS_SCALE, TORCH_DTYPES  # noqa: E402
 
 NARROW: dict[Any, Any] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -292,25 +291,3 @@ def test_the_scale_is_loaded() -> None:
     assert loaded.loss_scale == 512.0
     loaded.load(copy(engine).items(), engine.updates, 1.0)
     assert loaded.loss_scale == MAX_LOSS_SCALE  # of a checkpoint that another precision wrote
-
-
-def test_muon_multiplies_in_bfloat16_at_that_precision_only() -> None:
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        engine = engine_of(precision=precision, optimizer="muon")
-        engine.accumulate(batch(), 1e-3)
-        with DtypeCounter() as counter:
-            engine.update(1e-2)
-        assert (counter.counts[torch.bfloat16] > 0) == (dtype is torch.bfloat16)
-
-
-@pytest.mark.parametrize("shape", [(3, 24, 24), (2, 40, 16), (2, 16, 40)])
-def test_updates_of_muon_in_bfloat16_are_close_to_those_in_float32(
-    shape: tuple[int, int, int],
-) -> None:
-    g = torch.from_numpy(np.random.default_rng(1).standard_normal(shape, np.float32))
-    exact, narrow = (orthogonalize(g, dtype) for dtype in (torch.float32, torch.bfloat16))
-    assert narrow.dtype == torch.float32
-    cosine = (exact * narrow).sum((1, 2)) / (exact.norm(dim=(1, 2)) * narrow.norm(dim=(1, 2)))
-    assert (cosine > 0.99).all()
-    largest = torch.linalg.svdvals(narrow)[:, 0]
-    assert ((largest > 0.7) & (largest < 1.3)).all()

@@ -236,7 +236,7 @@ def test_a_trained_run_is_checked_in_both_precisions_with_its_own_optimizer(
     assert "curves" not in facts
     assert all(error > 0 for errors in facts["largest_error"].values() for error in errors.values())
     monkeypatch.setattr(
-        torch_optimizer, "orthogonalize", lambda g, dtype: 1.001 * g
+        torch_optimizer, "orthogonalize", lambda g: 1.001 * g
     )  # small_runs trains by muon
     assert command.main([str(tmp_path / "run"), "--json"]) == 1
     assert "the trained model, float64 steps" in json.loads(capsys.readouterr().out)["wrong"]

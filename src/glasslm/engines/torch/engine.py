@@ -43,7 +43,6 @@ from glasslm.engines.torch.precision import (
     TORCH_DTYPES,
     initial_loss_scale,
     master_dtype,
-    muon_dtype,
     next_loss_scale,
 )
 from glasslm.engines.torch.ranks import RankGroup
@@ -133,11 +132,7 @@ class TorchEngine:
     def optimizer(self) -> Optimizer:
         """Created when training starts, because inference needs no moments."""
         return Optimizer(
-            self.trained_parameters,
-            self.table,
-            self.config.optimizer,
-            self.operations,
-            muon_dtype=muon_dtype(self.precision),
+            self.trained_parameters, self.table, self.config.optimizer, self.operations
         )
 
     @torch.no_grad()

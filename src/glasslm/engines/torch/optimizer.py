@@ -1,8 +1,7 @@
 """The optimizers in PyTorch: its own fused AdamW, SGD with momentum, and a hand-written Muon.
 
-PyTorch's Muon always computes in bfloat16. This one computes in the type of the weights, with the
+PyTorch's Muon computes in bfloat16. This one computes in the type of the weights, with the
 coefficients and the size of updates of the NumPy engine, so that both engines take the same steps.
-Only at precision bf16 its products are of bfloat16, like all products of the model.
 """
 
 from __future__ import annotations
@@ -32,11 +31,8 @@ class Optimizer:
         table: ParameterTable,
         config: OptimizerConfig,
         operations: Operations = BUILT_IN,
-        muon_dtype: torch.dtype = torch.float32,
     ) -> None:
-        """`muon_dtype` is the type of the factors in Muon's products."""
         self.config, self.parameters, self.operations = config, parameters, operations
-        self.muon_dtype = muon_dtype
         self.decay = {
             name: config.weight_decay if spec.decay else 0.0 for name, spec in table.items()
         }
@@ -120,7 +116,7 @@ class Optimizer:
             g = self._gradient(name)
             m = self.moments[f"muon.m/{name}"].mul_(momentum).add_(g)
             updates.append(gather_shards(m * momentum + g))
-        update = orthogonalize(torch.stack(updates), self.muon_dtype)
+        update = orthogonalize(torch.stack(updates))
         update *= 0.2 * lr * math.sqrt(max(update.shape[1:]))
         for name, change in zip(names, update):
             self.parameters[name].sub_(shard_like(self.parameters[name], change))
@@ -141,20 +137,19 @@ class Optimizer:
             yield [name for name in names if self.parameters[name].shape == shape]
 
 
-def orthogonalize(g: Tensor, dtype: torch.dtype) -> Tensor:
-    """About U Vᵀ (n, O, I) for each g = U S Vᵀ of a stack (n, O, I), by products of type `dtype`.
+def orthogonalize(g: Tensor) -> Tensor:
+    """About U Vᵀ (n, O, I) for each g = U S Vᵀ of a stack (n, O, I).
 
-    The iteration is explained in engines/numpy/optimizer.py. In bfloat16 the singular values come
-    into the same range; the directions of those near zero are rounding errors, which are amplified.
+    The iteration is explained in engines/numpy/optimizer.py.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[-2] > g.shape[-1]
     x = g.mT if tall else g
-    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).to(dtype)
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(5):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(g.dtype)
+    return x.mT if tall else x
 
 
 def gather_shards(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a precision means: the types of activations, weights and products, and float16's loss scale.
+"""What a precision means: the types of activations and weights, and float16's loss scale.
 
 The loss scale halves where gradients overflow, and doubles after many updates; other precisions
 have the scale 1. arXiv:1710.03740, section 3.2.
@@ -21,11 +21,6 @@ MAX_LOSS_SCALE, MIN_LOSS_SCALE = 2.0**16, 2.0
 def master_dtype(precision: Precision) -> torch.dtype:
     """The type of weights, gradients and moments."""
     return torch.float64 if precision == "fp64" else torch.float32
-
-
-def muon_dtype(precision: Precision) -> torch.dtype:
-    """The type of the factors in Muon's products."""
-    return torch.bfloat16 if precision == "bf16" else master_dtype(precision)
 
 
 def initial_loss_scale(precision: Precision, saved: float = 1.0) -> float:
