@@ -60,6 +60,7 @@ class PageDriver:
     def choose_number(self, selector: str) -> tuple[str, str]:
         """Choose a number; its value in the rail, and the line of Python that repeats it."""
         self.page.locator(selector).first.click()
+        self.wait()  # else the lines of the number before may still stand there
         self.page.wait_for_selector(".where .python")
         return self.text(".where .big"), self.text(".where .python")
 

@@ -218,10 +218,10 @@ def test_the_step_that_is_promised_is_one_really_made(
         norm = np.linalg.norm(arrays[f"gradient/{name}"])
         np.testing.assert_allclose(float(table[name][0]), norm, rtol=1e-4, atol=1e-6)
     page.page.locator("#backward .switches td button").first.click()
-    page.page.wait_for_selector(".where .python")
+    page.wait()  # the number before stands there until the lines of this one have come
+    page.page.locator(".where .src", has_text="dw = np.matmul(dy.T, x").first.wait_for()
     value, python = numbers(page.text(".where .big"))[0], page.text(".where .python")
     np.testing.assert_allclose(evaluate(python), value, atol=1e-4)
-    assert "dw = np.matmul(dy.T, x" in page.text(".where .src")
     page.require_silence()
 
 
