@@ -149,8 +149,8 @@ def _scale_by_rotations(base: float, factor: float, Q: int, band: Band) -> Angle
     """
     frequencies = _frequencies(base, Q)
     rotations = band.original * frequencies / (2 * math.pi)
-    kept = np.clip((rotations - band.low) / (band.high - band.low), 0, 1)
-    frequencies *= kept + (1 - kept) / factor
+    unscaled = np.clip((rotations - band.low) / (band.high - band.low), 0, 1)
+    frequencies *= unscaled + (1 - unscaled) / factor
     return Angles(frequencies)
 
 

@@ -87,7 +87,8 @@ def _encode(
         except InputError as error:
             raise InputError(f"{place}: {error}") from None
         message = f"tokenizing conversations: {len(encoded):,}"
-        progress.update(len(encoded) / max(len(encoded) + 1, source.estimated), message)
+        n_expected = max(len(encoded) + 1, source.estimated_conversations)
+        progress.update(len(encoded) / n_expected, message)
     facts: dict[str, Any] = {"files": [asdict(file) for file in source.files], "sha256": key}
     facts["chat"] = {
         "begin_id": _find_begin(encoded, vocabulary),

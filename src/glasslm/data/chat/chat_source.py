@@ -58,8 +58,8 @@ class ChatSource:
         return {"self_facts": dict(self.self_facts)} if self.self_facts else {}
 
     @property
-    def estimated(self) -> int:
-        """About how many conversations there are."""
+    def estimated_conversations(self) -> int:
+        """About how many conversations there are, for the progress of reading them."""
         if self.name == dialogues.NAME:
             return dialogues.N_CONVERSATIONS
         return self.files[0].bytes // BYTES_PER_CONVERSATION
@@ -71,8 +71,8 @@ class ChatSource:
         """
         if self.name == dialogues.NAME:
             n_training, *held_out = count_splits(dialogues.N_CONVERSATIONS, data)
-            made = dialogues.generate(self.self_facts, n_training, sum(held_out))
-            for number, dialogue in enumerate(made, 1):
+            generated = dialogues.generate(self.self_facts, n_training, sum(held_out))
+            for number, dialogue in enumerate(generated, 1):
                 yield f"dialogue {number}", dialogue.messages
             return
         path = Path(self.files[0].path)

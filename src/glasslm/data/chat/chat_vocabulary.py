@@ -68,12 +68,12 @@ def _named_settings(
     named: NamedTemplate, settings: dict[str, Any], known: list[str]
 ) -> dict[str, Any]:
     """The settings of a named template over those of the model."""
-    kept = {name: value for name, value in settings.items() if name != "generation_eos_ids"}
+    others = {name: value for name, value in settings.items() if name != "generation_eos_ids"}
     document_end = known[0] if known else END_OF_TEXT
     begin = named.text_begin or settings.get("bos_token") or document_end
     end = named.turn_end or settings.get("eos_token") or document_end
     roles = {"bos_token": begin, "eos_token": end}
-    return {"pad_token": begin} | kept | roles | {"chat_template": named.source}
+    return {"pad_token": begin} | others | roles | {"chat_template": named.source}
 
 
 def _default_roles(settings: dict[str, Any], known: list[str]) -> None:

@@ -73,12 +73,12 @@ class ConversationRows:
         self.n_cut = int(np.count_nonzero(is_cut))
         unanswered = [i for i in np.flatnonzero(is_cut).tolist() if not self._marks(i).any()]
         self.n_unanswered = len(unanswered)  # their answers lie behind the context
-        kept = np.setdiff1d(np.arange(len(conversations)), unanswered)
+        answered = np.setdiff1d(np.arange(len(conversations)), unanswered)
         shares = conversations.can_share_rows(c) and c.document_end_id == conversations.begin_id
         if shares and c.document_attention:
-            self.rows = _pack(self._lengths, kept, self.block_size + 1)
+            self.rows = _pack(self._lengths, answered, self.block_size + 1)
         else:
-            self.rows = [[int(i)] for i in kept]
+            self.rows = [[int(i)] for i in answered]
 
     def __len__(self) -> int:
         return len(self.rows)
