@@ -12,7 +12,8 @@ All variants compute the same untrained weights in float32 and take turns:
 Tokens/s count the whole time of N texts, from the requests to the last token, prompts included; of
 `generate` too, which reads its one prompt once. Beside them stands the speed while all N texts run.
 HTTP apart from the engine is the CPU time per token of a server whose scheduler computes nothing:
-it gives each stream the same token every 5 ms, so each token is a write of its own (Linux).
+it gives each stream the same token every 5 ms, so each token is a write of its own (Linux). Beside
+it stands a bare program: a thread that sleeps 5 ms and lets an event loop write 300 bytes a stream.
 Each stream has another prompt, so that no prefix is shared. Start to first token is the time from
 the start of the program to the first token of the first request.
 """
@@ -30,6 +31,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -84,6 +86,37 @@ class IdleScheduler:
 
 Model.scheduler = lambda model, slots: IdleScheduler(model.tokenizer)
 sys.exit(main(sys.argv[1:]))
+"""
+
+# A program that only wakes its event loop every 5 ms to write 300 bytes to each stream.
+BARE_SERVER = """
+import asyncio, sys, threading, time
+
+async def main(port, streams, tokens):
+    writers, loop = [], asyncio.get_running_loop()
+    end = asyncio.Event()
+
+    def write_all():
+        for writer in writers:
+            writer.write(b"x" * 300)
+
+    def wake():
+        for _ in range(tokens):
+            time.sleep(0.005)
+            loop.call_soon_threadsafe(write_all)
+        loop.call_soon_threadsafe(end.set)
+
+    async def connected(reader, writer):
+        writers.append(writer)
+        if len(writers) == streams:
+            threading.Thread(target=wake).start()
+
+    await asyncio.start_server(connected, "127.0.0.1", port)
+    print("ready", flush=True)
+    await end.wait()
+    print(time.process_time(), flush=True)
+
+asyncio.run(main(*map(int, sys.argv[1:])))
 """
 
 TOKENIZER = CharTokenizer("\n" + "".join(map(chr, range(32, 96))))  # 65 characters
@@ -217,6 +250,32 @@ def http_ms(run: Path, streams: int) -> float:
         before = cpu_seconds(server.pid)
         client.run(prompts(streams), tokens)
         return (cpu_seconds(server.pid) - before) / (streams * tokens) * 1e3
+
+
+def bare_ms(streams: int) -> float:
+    """CPU milliseconds of the bare program for each write."""
+    port, tokens = free_port(), 1000
+
+    def command(count: int) -> list[str]:
+        return [sys.executable, "-c", BARE_SERVER, str(port), str(streams), str(count)]
+
+    def run(count: int) -> float:
+        with process(command(count), "ready") as server:
+            clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(streams)]
+            readers = [threading.Thread(target=read_all, args=(client,)) for client in clients]
+            for reader in readers:
+                reader.start()
+            assert server.stdout is not None
+            return float(server.stdout.readline())
+
+    return (run(tokens) - run(0)) / (streams * tokens) * 1e3
+
+
+def read_all(client: socket.socket) -> None:
+    """Read to the end."""
+    with contextlib.suppress(OSError):
+        while client.recv(1 << 16):
+            pass
 
 
 def cpu_seconds(pid: int) -> float:
@@ -362,8 +421,10 @@ def main() -> None:
             measure(preset, flags, Path(folder))
         if sys.platform == "linux":
             run = make_run(Path(folder) / "idle", "tiny")
-            numbers = ", ".join(f"{http_ms(run, n):.3f} at {n}" for n in flags.streams)
-            print(f"\nHTTP apart from the engine, CPU ms a token by streams: {numbers}")
+            print("\nHTTP apart from the engine, CPU ms a token; the bare program; difference")
+            for n in flags.streams:
+                ours, bare = http_ms(run, n), bare_ms(n)
+                print(f"{n:3} stream(s) {ours:8.3f} {bare:8.3f} {ours - bare:8.3f}")
 
 
 if __name__ == "__main__":
