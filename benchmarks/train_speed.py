@@ -1,22 +1,22 @@
-"""Training tokens/s of the NumPy engine against PyTorch eager float32 with fused AdamW.
+"""Training tokens/s of the NumPy engine against PyTorch, eager and compiled, and against JAX.
 
     python benchmarks/train_speed.py [--preset tiny --block-size 64 --batch-size 32 --threads 2]
-        [--seconds 60]
+        [--seconds 60 --peers eager compiled jax]
 
-Both train the same model on the same batch with the same number of threads, in turns. The output is
-the medians and the median of the paired ratios. Before timing, both compute the loss of the same
-weights and batch, and must agree. Needs torch (not a dependency of glasslm).
+All train the same model on the same batch in float32 with AdamW (PyTorch's is fused), in turns.
+PyTorch has as many threads as the engine, JAX those of the machine. The output is the medians and
+the medians of the ratios within a round. Before timing, all compute the loss of the same weights
+and batch, and must agree. Needs torch (no dependency of glasslm) and, for its row, jax.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import platform
-import statistics
-import time
+import importlib.util
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,32 +27,35 @@ from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch
 from glasslm.model.parameters import initial_weights
-from glasslm.runs.blas import format_blas, loaded_blas
+from paired import heading, print_speeds, take_turns
+
+
+def join_weights(c: ModelConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights as the peers have them: one matrix for q, k and v, one for gate and up."""
+
+    def join(i: int, part: str, names: tuple[str, ...]) -> np.ndarray:
+        return np.concatenate([weights[f"blocks.{i}.{part}.{name}.weight"] for name in names])
+
+    arrays = {"emb": weights["embedding.weight"], "norm": weights["norm.weight"]}
+    for i in range(c.n_layers):
+        arrays |= {
+            f"n1_{i}": weights[f"blocks.{i}.attention_norm.weight"],
+            f"qkv_{i}": join(i, "attention", ("q", "k", "v")),
+            f"o_{i}": weights[f"blocks.{i}.attention.o.weight"],
+            f"n2_{i}": weights[f"blocks.{i}.feedforward_norm.weight"],
+            f"gu_{i}": join(i, "feedforward", ("gate", "up")),
+            f"down_{i}": weights[f"blocks.{i}.feedforward.down.weight"],
+        }
+    return arrays
 
 
 class TorchPeer(torch.nn.Module):
-    """The rmsnorm + rope + swiglu model with tied embeddings, in plain PyTorch.
+    """The rmsnorm + rope + swiglu model with tied embeddings, in plain PyTorch."""
 
-    Queries, keys and values are one projection; so are gate and up.
-    """
-
-    def __init__(self, c: ModelConfig, weights: dict[str, np.ndarray]) -> None:
+    def __init__(self, c: ModelConfig, arrays: dict[str, np.ndarray]) -> None:
+        """`arrays`: of `join_weights`."""
         super().__init__()
         self.c = c
-
-        def join(i: int, part: str, names: tuple[str, ...]) -> np.ndarray:
-            return np.concatenate([weights[f"blocks.{i}.{part}.{name}.weight"] for name in names])
-
-        arrays = {"emb": weights["embedding.weight"], "norm": weights["norm.weight"]}
-        for i in range(c.n_layers):
-            arrays |= {
-                f"n1_{i}": weights[f"blocks.{i}.attention_norm.weight"],
-                f"qkv_{i}": join(i, "attention", ("q", "k", "v")),
-                f"o_{i}": weights[f"blocks.{i}.attention.o.weight"],
-                f"n2_{i}": weights[f"blocks.{i}.feedforward_norm.weight"],
-                f"gu_{i}": join(i, "feedforward", ("gate", "up")),
-                f"down_{i}": weights[f"blocks.{i}.feedforward.down.weight"],
-            }
         self.p = torch.nn.ParameterDict(
             {k: torch.nn.Parameter(torch.from_numpy(v.copy())) for k, v in arrays.items()}
         )
@@ -112,20 +115,25 @@ def peer_config(args: argparse.Namespace) -> RunConfig:
     ).resolve()
 
 
-def time_in_turns(
-    steps: dict[str, Callable[[], float]], seconds: float, repeat: int
-) -> dict[str, list[float]]:
-    """Seconds per step by name and turn; a turn has `repeat` steps after one that is not timed."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for name, step in steps.items():
-            step()
-            start = time.perf_counter()
-            for _ in range(repeat):
-                step()
-            times[name].append((time.perf_counter() - start) / repeat)
-    return times
+def torch_step(
+    config: ModelConfig, arrays: dict[str, np.ndarray], batch: Batch, compiled: bool
+) -> Callable[[], float]:
+    """A training step of PyTorch that returns the loss before the update."""
+    peer: Any = TorchPeer(config, arrays)
+    optimizer = torch.optim.AdamW(
+        peer.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
+    x, y = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
+    forward = torch.compile(peer) if compiled else peer
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = forward(x, y)
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+
+    return step
 
 
 def main() -> None:
@@ -138,6 +146,8 @@ def main() -> None:
     parser.add_argument("--micro-batch-size", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60)
+    peers = ("eager", "compiled", "jax")
+    parser.add_argument("--peers", nargs="+", default=peers, choices=peers)
     args = parser.parse_args()
 
     config = peer_config(args)
@@ -149,39 +159,33 @@ def main() -> None:
     engine.load(weights.items())
     batch = Batch(tokens, targets, 0, np.arange(B))
 
-    torch.set_num_threads(args.threads)
-    peer = TorchPeer(config.model, weights)
-    optimizer = torch.optim.AdamW(
-        peer.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-    )
-    x, y = torch.from_numpy(tokens), torch.from_numpy(targets)
-
     def numpy_step() -> float:
         loss = engine.accumulate(batch, 1 / (B * T)).cross_entropy
         engine.update(1e-3)
         return loss
 
-    def torch_step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        loss = peer(x, y)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
+    torch.set_num_threads(args.threads)
+    arrays = join_weights(config.model, weights)
+    steps: dict[str, Callable[[], float]] = {"glasslm NumPy": numpy_step}
+    libraries = ["numpy", "torch"]
+    if "eager" in args.peers:
+        steps["PyTorch eager"] = torch_step(config.model, arrays, batch, compiled=False)
+    if "compiled" in args.peers:
+        steps["PyTorch compiled"] = torch_step(config.model, arrays, batch, compiled=True)
+    if "jax" in args.peers and importlib.util.find_spec("jax"):
+        from jax_peer import JaxPeer
 
-    losses = numpy_step(), torch_step()
-    assert abs(losses[0] - losses[1]) < 1e-4, losses
+        jax_step = JaxPeer(config.model, arrays).step
+        steps["JAX"] = partial(jax_step, tokens.astype(np.int32), targets.astype(np.int32))
+        libraries.append("jax")
+    losses = [step() for step in steps.values()]
+    assert max(losses) - min(losses) < 1e-4, losses
 
-    steps = {"glasslm NumPy": numpy_step, "PyTorch eager": torch_step}
-    times = time_in_turns(steps, args.seconds, max(1, 8192 // (B * T)))
-    ratio = statistics.median(b / a for a, b in zip(*times.values()))
-    machine = platform.processor() or platform.machine()
-    versions = f"numpy {np.__version__}, torch {torch.__version__}, {format_blas(loaded_blas())}"
-    print(f"{datetime.date.today()}  {machine}, {args.threads} threads, {versions}")
-    pairs, micro = len(times["PyTorch eager"]), config.train.micro_batch_size
-    print(f"preset {args.preset}, {B} x {T} tokens, micro-batches of {micro}, {pairs} pairs")
-    for name, seconds in times.items():
-        print(f"{name:15} {B * T / statistics.median(seconds):9,.0f} tokens/s")
-    print(f"ratio           {ratio:9.2f} (median of pairs)")
+    print(heading(*libraries, threads=args.threads))
+    micro = config.train.micro_batch_size
+    print(f"preset {args.preset}, {B} x {T} tokens, micro-batches of {micro}")
+    times = take_turns(steps, args.seconds, turn=0.5)
+    print_speeds(times, B * T, tuple(steps)[1:])
 
 
 if __name__ == "__main__":
