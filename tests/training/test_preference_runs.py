@@ -29,7 +29,7 @@ from glasslm.report import run_report
 from glasslm.runs import checkpoint
 from glasslm.runs.metrics import Line, comparable_lines, eval_lines, step_lines, warning_lines
 from glasslm.runs.run_folder import Run
-from glasslm.training import launch
+from glasslm.training import launch, run_inputs
 from glasslm.training.fine_tuning import BaseRun, preference_tuning_config
 from glasslm.training.preference import opening, rewards, warning_signs
 from glasslm.training.preference.objective import encode_pair
@@ -296,6 +296,16 @@ def test_a_chat_is_refused_because_its_template_is_not_written(additions: Path) 
     chat = dataclasses.replace(config, data=DataConfig(chat="chat.jsonl"))
     with pytest.raises(InputError, match=r"--reward .* template .* base of plain text"):
         opening.require_tunable(chat)
+
+
+def test_a_base_with_a_chat_template_is_noted(
+    additions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an imported model that answers: its prompts are written without the template."""
+    monkeypatch.setattr(BaseRun, "chat_template", "{{ messages }}")
+    notes: list[str] = []
+    run_inputs.open_run_inputs(tuning_config(additions, reward="addition"), notes.append)
+    assert any("prompts are written without it" in note for note in notes)
 
 
 def test_experts_are_tuned_without_their_auxiliary_losses(pairs: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ In these streams every special token is a string of its own, so that nothing spl
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections import Counter
@@ -31,8 +32,7 @@ class TokenPattern:
 
     def compile(self) -> re.Pattern[str]:
         """The regular expression."""
-        longest_first = sorted(filter(None, self.tokens), key=len, reverse=True)
-        return re.compile("|".join([*map(re.escape, longest_first), *filter(None, [self.others])]))
+        return _compile(self.tokens, self.others)
 
     def matches(self, text: str) -> bool:
         """Whether the whole text is one match."""
@@ -73,6 +73,12 @@ class TokenPattern:
             end = match.end()
         if buffer[end:]:
             yield buffer[end:]
+
+
+@functools.lru_cache(maxsize=8)  # a padded vocabulary may have 100,000 special tokens
+def _compile(tokens: tuple[str, ...], others: str) -> re.Pattern[str]:
+    longest_first = sorted(filter(None, tokens), key=len, reverse=True)
+    return re.compile("|".join([*map(re.escape, longest_first), *filter(None, [others])]))
 
 
 def encode_pieces(

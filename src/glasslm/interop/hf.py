@@ -151,7 +151,12 @@ def read(folder: Path, notify: Notify = notify) -> ModelImport:
     vocab_size = values.integer("vocab_size")
     weights, prefix = _find_weights(folder, family, config.resolve(), vocab_size, notify)
     tokenizer = hf_tokenizer.read_tokenizer(folder, vocab_size)
-    settings = read_settings(folder, values.values, hf_tokenizer.token_ids(tokenizer))
+    settings = read_settings(
+        folder,
+        values.values,
+        hf_tokenizer.token_ids(tokenizer),
+        hf_tokenizer.post_processor(tokenizer),
+    )
     end = settings.get("eos_token")
     if end and not tokenizer.special_tokens and not settings.get("split_special_tokens"):
         tokenizer = tokenizer.with_special_tokens([end])

@@ -19,7 +19,9 @@ ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_t
 ID_ROLES = ("bos_token", "eos_token", "pad_token")  # those with an id in config.json
 MAX_CHAT_TEMPLATE_BYTES = 1 << 20  # the longest known ones have 20 kB
 
-# {role: token}, and where known "chat_template", "generation_eos_ids", "split_special_tokens".
+# {role: token}, and where known "chat_template", "generation_eos_ids", "split_special_tokens",
+# "padding_side", and the tokens that transformers puts around each text: "added_before" and
+# "added_after". glasslm itself adds none.
 TokenSettings = dict[str, Any]
 
 
@@ -57,6 +59,8 @@ def settings_files(
     config = others | token_map
     if settings.get("split_special_tokens"):
         config["split_special_tokens"] = True
+    if settings.get("padding_side"):
+        config["padding_side"] = settings["padding_side"]
     contents = {TOKENIZER_CONFIG_FILE: files.json_bytes(config)}
     if token_map:
         contents[SPECIAL_TOKENS_FILE] = files.json_bytes(token_map)
@@ -65,11 +69,14 @@ def settings_files(
     return contents
 
 
-def read_settings(folder: Path, config: dict[str, Any], ids: dict[str, int]) -> TokenSettings:
+def read_settings(
+    folder: Path, config: dict[str, Any], ids: dict[str, int], post_processor: Any = None
+) -> TokenSettings:
     """The roles, chat template and generation ids in a model folder of transformers.
 
-    `config` is the content of config.json, `ids` token -> id. Values of another type are ignored,
-    as is a token that the vocabulary does not have. Raises DamagedError for a damaged file.
+    `config` is the content of config.json, `ids` token -> id, `post_processor` that of
+    tokenizer.json. Values of another type are ignored, as is a token that the vocabulary does not
+    have. Raises DamagedError for a damaged file.
     """
     tokenizer_config = _read_object(folder / TOKENIZER_CONFIG_FILE)
     token_map = _read_object(folder / SPECIAL_TOKENS_FILE)
@@ -85,6 +92,9 @@ def read_settings(folder: Path, config: dict[str, Any], ids: dict[str, int]) -> 
             settings[role] = token
     if tokenizer_config.get("split_special_tokens") is True:
         settings["split_special_tokens"] = True
+    if (side := tokenizer_config.get("padding_side")) in ("left", "right"):
+        settings["padding_side"] = side
+    settings |= _added_tokens(settings, tokenizer_config, post_processor, ids)
     if template := _chat_template(folder, tokenizer_config):
         settings["chat_template"] = template
     ends = _ids(generation, "eos_token_id") or _ids(config, "eos_token_id")
@@ -92,6 +102,54 @@ def read_settings(folder: Path, config: dict[str, Any], ids: dict[str, int]) -> 
     if ends and [tokens[i] for i in ends] != [settings.get("eos_token")]:
         settings["generation_eos_ids"] = ends
     return settings
+
+
+def _added_tokens(
+    settings: TokenSettings,
+    tokenizer_config: dict[str, Any],
+    post_processor: Any,
+    ids: dict[str, int],
+) -> TokenSettings:
+    """The tokens before and after each text of AutoTokenizer, where there are any.
+
+    add_bos_token and add_eos_token of tokenizer_config.json win over the post-processor.
+    """
+    before, after = _template_tokens(post_processor or {})
+    flags = [tokenizer_config.get(name) for name in ("add_bos_token", "add_eos_token")]
+    if any(type(flag) is bool for flag in flags):
+        before, after = (
+            [settings[role]] if flag is True and role in settings else []
+            for flag, role in zip(flags, ("bos_token", "eos_token"))
+        )
+    named = {"added_before": before, "added_after": after}
+    return {name: tokens for name, tokens in named.items() if tokens and ids.keys() >= set(tokens)}
+
+
+def _template_tokens(step: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The tokens that a post-processor of the tokenizers library puts before and after a text."""
+    match step.get("type"):
+        case "Sequence":
+            before: list[str] = []
+            after: list[str] = []
+            for part in step["processors"]:
+                first, last = _template_tokens(part)
+                before, after = [*first, *before], [*after, *last]
+            return before, after
+        case "TemplateProcessing":
+            place = next(i for i, piece in enumerate(step["single"]) if "Sequence" in piece)
+            sides = step["single"][:place], step["single"][place + 1 :]
+            first, last = (
+                [
+                    token
+                    for piece in side
+                    for token in step["special_tokens"][piece["SpecialToken"]["id"]]["tokens"]
+                ]
+                for side in sides
+            )
+            return first, last
+        case "BertProcessing" | "RobertaProcessing":
+            return [step["cls"][0]], [step["sep"][0]]
+    return [], []
 
 
 def _ids(source: dict[str, Any], name: str) -> list[int]:

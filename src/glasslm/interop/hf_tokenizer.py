@@ -44,7 +44,8 @@ def tokenizer_files(
     glasslm raises InputError. `decode` of transformers shows special tokens (unless
     skip_special_tokens=True is given); in glasslm they have no text. `block_size` is the context in
     tokens: transformers warns of longer texts. `settings`: roles of special tokens and a chat
-    template; None: the default roles.
+    template; None: the default roles. Where an imported model's tokenizer adds tokens around each
+    text, AutoTokenizer adds them again; with add_special_tokens=False its ids are those of glasslm.
     """
     others: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -57,8 +58,11 @@ def tokenizer_files(
     }
     settings = default_settings(tokenizer) if settings is None else settings
     special_tokens = [*tokenizer.special_tokens, *tokenizer.unused_special_tokens]
+    content = _tokenizer_json(tokenizer)
+    if settings.get("added_before") or settings.get("added_after"):
+        content["post_processor"] = _post_processor(settings, token_ids(tokenizer))
     return {
-        TOKENIZER_FILE: json_bytes(_tokenizer_json(tokenizer)),
+        TOKENIZER_FILE: json_bytes(content),
         **settings_files(settings, special_tokens, others),
     }
 
@@ -101,10 +105,7 @@ def end_of_text(tokenizer: Tokenizer) -> EndOfText | None:
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> TokenizerJson:
-    """The content of tokenizer.json.
-
-    It adds no tokens to a text, because glasslm adds none.
-    """
+    """The content of tokenizer.json, which adds no tokens to a text, because glasslm adds none."""
     special = [_special_token(token, i) for token, i in tokenizer.special_tokens.items()]
     if isinstance(tokenizer, CharTokenizer):
         return _character_bpe(tokenizer.alphabet) | {"added_tokens": special}
@@ -117,6 +118,24 @@ def _tokenizer_json(tokenizer: Tokenizer) -> TokenizerJson:
     if (content["post_processor"] or {}).get("type") != "ByteLevel":
         content["post_processor"] = None
     return content
+
+
+def _post_processor(settings: TokenSettings, ids: dict[str, int]) -> TokenizerJson:
+    """Adds the tokens of an imported model's tokenizer before and after each text."""
+    before, after = (
+        [{"SpecialToken": {"id": token, "type_id": 0}} for token in settings.get(name, [])]
+        for name in ("added_before", "added_after")
+    )
+    first, second = ([*before, {"Sequence": {"id": name, "type_id": 0}}, *after] for name in "AB")
+    tokens = {*settings.get("added_before", []), *settings.get("added_after", [])}
+    return {
+        "type": "TemplateProcessing",
+        "single": first,
+        "pair": first + second,
+        "special_tokens": {
+            token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in sorted(tokens)
+        },
+    }
 
 
 def _character_bpe(alphabet: str) -> TokenizerJson:
@@ -222,6 +241,13 @@ def _read_tokenizer_json(file: Path) -> TokenizerJson:
     if not (isinstance(content, dict) and isinstance(content.get("model"), dict)):
         raise InputError(f"{file} is not a tokenizer.json: it has no 'model'")
     return content
+
+
+def post_processor(tokenizer: Tokenizer) -> Any:
+    """The post-processor of a tokenizer.json, which may add tokens to texts; None without one."""
+    if not isinstance(tokenizer, SubwordTokenizer):
+        return None
+    return json.loads(tokenizer.to_json()).get("post_processor")
 
 
 def _token_ids(content: TokenizerJson, source: object) -> dict[str, int]:

@@ -68,6 +68,11 @@ def import_model(
     imported = hf.read(folder, notify)
     if why := imported.tokenizer.lossy_reason:
         notify(f"note: {explain_lossy_tokenizer(why)}")
+    if added := "".join(imported.token_settings.get("added_before", [])):
+        notify(
+            f"note: transformers begins each text of this model with {added}, and glasslm adds no "
+            "token: begin prompts and texts with it (a chat template writes it by itself)"
+        )
     hf.compare_import(imported, folder, notify)
     origin = _import_record(
         folder, imported.model_type, [folder / CONFIG_FILE, *weight_files(folder)]

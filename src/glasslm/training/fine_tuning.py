@@ -58,6 +58,12 @@ class BaseRun:
             "data_sha256": self.run.record["data"]["sha256"],
         }
 
+    @property
+    def chat_template(self) -> str:
+        """The Jinja template of a model that answers; empty where it has none."""
+        settings: dict[str, Any] = self.run.record["tokenizer"].get("transformers", {})
+        return str(settings.get("chat_template") or "")
+
     def weights(self) -> dict[str, NDArray[Any]]:
         """The weights by name, in the shapes of the parameter table, with adapters merged."""
         return merge_adapters(self.checkpoint.weights(), self.run.config.model)

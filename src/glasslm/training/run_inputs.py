@@ -73,6 +73,11 @@ def open_run_inputs(config: RunConfig, notify: Notify, dataset: Dataset | None =
     base = BaseRun(config.train.init_from) if config.train.init_from else None
     if base:
         base.require_fit(config)
+        if config.preference.is_active and base.chat_template:
+            notify(
+                f"note: {base.run.path} has a chat template, and prompts are written without it: "
+                "write what the template writes into the prompts of the pairs"
+            )
     elif config.model.lora_rank:
         raise InputError(
             "LoRA adapters need trained weights to adapt: give --init-from RUN, or use "

@@ -104,12 +104,17 @@ class TorchEngine:
         dtype = TORCH_DTYPES[self.precision]
         model = Transformer(self.config.model, self.vocab_size, dtype, self.operations)
         model.to(self.torch_device, self.master_dtype)
-        if self.stores_matrices_as is not None:
-            for name, parameter in model.named_parameters():
-                # The router computes in float32, and positions are added to float32 embeddings.
-                if self.table.is_multiplied(name) and ".router." not in name:
-                    parameter.data = parameter.data.to(self.stores_matrices_as)
+        for name, parameter in model.named_parameters():
+            if self.stores_matrices_as is not None and self._is_narrow(name):
+                parameter.data = parameter.data.to(self.stores_matrices_as)
         return model
+
+    def _is_narrow(self, name: str) -> bool:
+        """Whether a model that answers stores a weight in the type of the activations."""
+        # The router computes in float32; untied embeddings meet positions or a scale in it.
+        c, is_matrix = self.config.model, self.table.is_multiplied(name) and ".router." not in name
+        is_changed = c.scale_embeddings or c.position in ("learned", "sinusoidal")
+        return is_matrix or (name == "embedding.weight" and not is_changed)
 
     @cached_property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
