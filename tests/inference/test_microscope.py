@@ -30,6 +30,7 @@ from glasslm.inference.microscope import (
     reading,
     recorded_pass,
     sgd_step,
+    writing,
 )
 from glasslm.inference.microscope.recorded_pass import RecordedPass, choose_candidates, top_tokens
 from glasslm.inference.sampling import Sampling, log_probabilities, probabilities
@@ -143,6 +144,17 @@ def test_the_distribution_is_that_of_sampling(folders: dict[str, Path]) -> None:
     everything = reading.next_token_distribution(recorded, 9, Sampling(temperature=1.0))
     np.testing.assert_allclose(everything.before, everything.after)
     assert everything.others == len(ALPHABET) - len(everything.ids)
+
+
+def test_writing_stops_when_nobody_waits(folders: dict[str, Path]) -> None:
+    recorded, _ = open_case(folders, "numpy", "default")
+    tokens = iter(range(3))
+    with pytest.raises(StopIteration):
+        writing.write_on(
+            recorded.model, [1, 2], 20, Sampling(), check=lambda: next(tokens) and None
+        )
+    assert next(tokens, None) is None
+    assert len(writing.write_on(recorded.model, [1, 2], 4, Sampling()).ids) == 4
 
 
 def test_top_tokens_are_sorted_and_ties_go_to_the_lower() -> None:

@@ -5,12 +5,13 @@ Letters: N tokens, K alternatives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glasslm.inference.microscope.variants import go_on
 from glasslm.inference.request import Finished, Request, Token
 from glasslm.inference.sampling import Sampling
 from glasslm.inference.trained_model import Model
@@ -29,18 +30,24 @@ class Continuation(NamedTuple):
 
 
 def write_on(
-    model: Model, ids: Sequence[int], count: int, sampling: Sampling, sample: int = 0
+    model: Model,
+    ids: Sequence[int],
+    count: int,
+    sampling: Sampling,
+    sample: int = 0,
+    check: Callable[[], None] = go_on,
 ) -> Continuation:
     """Up to `count` tokens after the tokens `ids`; each `sample` has draws of its own.
 
     A draw depends on the seed and the place in the text, so a text that is written in two parts is
-    the one that is written at once.
+    the one that is written at once. `check` is called before each token and may raise to stop.
     """
     scheduler = model.scheduler(slots=1)
     scheduler.submit(Request(list(ids), count, sampling, sample, top_logprobs=ALTERNATIVES))
     tokens: list[Token] = []
     reason = "length"
     while scheduler.has_work:
+        check()
         for _, event in scheduler.step():
             if isinstance(event, Token):
                 tokens.append(event)

@@ -61,7 +61,7 @@ def write(subject: Subject) -> tuple[Arrays, Facts]:
     count = query.integer("count", 1, MAX_WRITTEN_TOKENS, 16)
     # Each choice of the first token has random numbers of its own, as samples of one prompt have.
     sampling, sample = read_sampling(query), then[0] if then else 0
-    result = writing.write_on(subject.loaded.model, ids, count, sampling, sample)
+    result = writing.write_on(subject.loaded.model, ids, count, sampling, sample, subject.check)
     arrays = {
         "ids": i4(result.ids),
         "logprobs": f4(result.logprobs),

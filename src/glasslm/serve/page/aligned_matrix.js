@@ -2,6 +2,7 @@
 
 import { columnX, positions } from "./columns.js";
 import { announce, el } from "./dom.js";
+import { keptCanvas } from "./drawn.js";
 import { makeCanvas } from "./figure_parts.js";
 import { store } from "./state.js";
 import { hideTip, showTip } from "./tip.js";
@@ -33,6 +34,7 @@ import { hideTip, showTip } from "./tip.js";
  * @property {(row: number) => number} [gap] pixels above a row
  * @property {number} [extra] pixels below the last row
  * @property {(context: CanvasRenderingContext2D, row: number, t: number, cell: Cell) => void} paint
+ * @property {unknown} [shows] all that it paints from, where that is known
  * @property {(row: number, t: number) => [string, string?]} describe text and detail of the tip
  * @property {(row: number, t: number) => import("./state.js").Preview} [preview]
  * @property {(row: number, t: number) => void} [choose]
@@ -41,22 +43,23 @@ import { hideTip, showTip } from "./tip.js";
 /** Where the keyboard stands in each figure: row and position. @type {Map<string, number[]>} */
 const cursors = new Map();
 
-/**
- * @param {import("./scene.js").Scene} scene
- * @param {Matrix} matrix
- * @returns {HTMLElement}
- */
+/** @param {import("./scene.js").Scene} scene @param {Matrix} matrix @returns {HTMLElement} */
 export function alignedMatrix(scene, matrix) {
 	const { columns } = scene;
 	const { tops, height } = stack(matrix);
-	const [canvas, context] = makeCanvas(columns.count * columns.width, height + (matrix.extra ?? 0));
-	matrix.rows.forEach((_, row) => {
-		for (const t of positions(columns)) {
-			const cell = { x: columnX(columns, t), y: tops[row] };
-			const size = { width: columns.width, height: matrix.rowHeight };
-			matrix.paint(context, row, t, { ...cell, ...size });
-		}
-	});
+	const { count, first, width } = columns;
+	const draw = () => {
+		const [canvas, context] = makeCanvas(count * width, height + (matrix.extra ?? 0));
+		matrix.rows.forEach((_, row) => {
+			for (const t of positions(columns)) {
+				const cell = { x: columnX(columns, t), y: tops[row] };
+				matrix.paint(context, row, t, { ...cell, width, height: matrix.rowHeight });
+			}
+		});
+		return canvas;
+	};
+	const { shows } = matrix;
+	const canvas = shows ? keptCanvas(matrix.id, [shows, count, first, width], draw) : draw();
 	const frame = el("span", { class: "cell", hidden: true });
 	const cells = el(
 		"div",
@@ -99,15 +102,11 @@ function rowLabel(row, top, height) {
 	const style = { top: `${top}px`, height: `${height}px`, "line-height": `${height}px` };
 	if (!row.choose) return el("span", { title: row.title, style }, row.label);
 	const pressed = { "aria-pressed": String(Boolean(row.isPressed)) };
-	const props = { type: "button", title: row.title, tabindex: row.isPressed ? 0 : -1, style };
+	const props = { title: row.title, tabindex: row.isPressed ? 0 : -1, style };
 	return el("button", { ...props, ...pressed, on: { click: row.choose } }, row.label);
 }
 
-/**
- * @param {import("./scene.js").Scene} scene
- * @param {Matrix} matrix
- * @param {number[]} tops
- */
+/** @param {import("./scene.js").Scene} scene @param {Matrix} matrix @param {number[]} tops */
 function cellHandlers(scene, matrix, tops) {
 	const { columns } = scene;
 	const last = columns.first + columns.count - 1;

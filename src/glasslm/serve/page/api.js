@@ -184,11 +184,7 @@ export class Answers {
 		this.sendNext();
 	}
 
-	/**
-	 * @param {string} path
-	 * @param {AbortSignal} signal
-	 * @returns {Promise<Answer>}
-	 */
+	/** @param {string} path @param {AbortSignal} signal @returns {Promise<Answer>} */
 	async fetchAnswer(path, signal) {
 		for (let attempt = 0; ; attempt++) {
 			try {

@@ -31,7 +31,7 @@ export class Tensor {
 		const size = this.shape.slice(indices.length).reduce((a, b) => a * b, 1);
 		let place = 0;
 		for (let i = 0; i < indices.length; i++) place = place * this.shape[i] + indices[i];
-		return Array.from({ length: size }, (_, i) => this.data[place * size + i]);
+		return Array.prototype.slice.call(this.data, place * size, (place + 1) * size);
 	}
 }
 
@@ -50,10 +50,7 @@ const READERS = {
  * @property {number} bytes
  */
 
-/**
- * @param {ArrayBuffer} buffer
- * @returns {Answer}
- */
+/** @param {ArrayBuffer} buffer @returns {Answer} */
 export function decode(buffer) {
 	const length = new DataView(buffer).getUint32(0, true);
 	const start = 4 + length;

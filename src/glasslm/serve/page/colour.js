@@ -13,6 +13,10 @@ const textTints = new Map();
 /** @type {Record<string, string>} */
 export const palette = {};
 
+export const DARK = "(prefers-color-scheme: dark)";
+
+export const systemTheme = () => (matchMedia(DARK).matches ? "dark" : "light");
+
 /** Reads the colours again, after the theme has changed. */
 export function readPalette() {
 	const style = getComputedStyle(document.documentElement);
@@ -21,17 +25,14 @@ export function readPalette() {
 	textTints.clear();
 }
 
-/**
- * @param {Quantity} quantity
- * @param {number} alpha
- */
+/** @param {Quantity} quantity @param {number} alpha */
 export function tint(quantity, alpha) {
-	const bounded = Math.max(0, Math.min(1, alpha || 0));
-	return `rgb(${palette[quantity]} / ${bounded.toFixed(3)})`;
+	const bounded = Math.round(Math.max(0, Math.min(1, alpha || 0)) * TINTS) / TINTS;
+	return `rgb(${palette[quantity]} / ${bounded})`;
 }
 
 /** @param {string} colour "#rrggbb" or "r g b" */
-function channels(colour) {
+export function channels(colour) {
 	if (colour[0] !== "#") return colour.split(" ").map(Number);
 	return [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
 }

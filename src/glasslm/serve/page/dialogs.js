@@ -2,10 +2,13 @@
 
 import { keepKey } from "./api.js";
 import { byId, el, morph } from "./dom.js";
+import { tool } from "./figure_parts.js";
 import { KEYS } from "./keys.js";
 import { count, plural } from "./words.js";
 
 /** @typedef {import("./dom.js").Child} Child */
+
+const FRAMED = { class: "tool framed" };
 
 /** @param {string} title @param {Child[]} content */
 function openDialog(title, ...content) {
@@ -19,8 +22,7 @@ function openDialog(title, ...content) {
 const close = () => byId("dialog").close();
 
 /** @param {string} words */
-const closeButton = (words = "Close") =>
-	el("button", { type: "button", class: "tool framed", on: { click: close } }, words);
+const closeButton = (words = "Close") => tool(words, close, FRAMED);
 
 export function showKeys() {
 	const rows = KEYS.flatMap(([keys, words]) => [
@@ -79,11 +81,15 @@ export function editText({ text, blockSize, unit, sample, tokenize, use }) {
 		clearTimeout(timer);
 		timer = setTimeout(check, 120);
 	});
+	const useSample = () => {
+		area.value = sample;
+		void check();
+	};
 	const form = el(
 		"form",
 		{
 			on: {
-				submit: async (/** @type {Event} */ event) => {
+				submit: async (event) => {
 					event.preventDefault();
 					clearTimeout(timer);
 					await check();
@@ -104,20 +110,7 @@ export function editText({ text, blockSize, unit, sample, tokenize, use }) {
 			"div",
 			{ class: "buttons" },
 			go,
-			el(
-				"button",
-				{
-					type: "button",
-					class: "tool framed",
-					on: {
-						click: () => {
-							area.value = sample;
-							void check();
-						},
-					},
-				},
-				"The run’s own text",
-			),
+			tool("The run’s own text", useSample, FRAMED),
 			closeButton("Cancel"),
 		),
 	);
@@ -177,6 +170,10 @@ export function chooseSaving({ views, chosen, isSaved, save }) {
 	const tell = (/** @type {string} */ text) => {
 		status.textContent = text;
 	};
+	const saveIn = async (/** @type {string} */ format) => {
+		tell("…");
+		await save(format, select.value, tell).catch((error) => tell(String(error.message)));
+	};
 	const formats = [
 		["HTML", "one file with this text’s numbers; opens offline, keeps the selection"],
 		["SVG", "a drawing, with its text as text"],
@@ -187,20 +184,7 @@ export function chooseSaving({ views, chosen, isSaved, save }) {
 		el(
 			"dt",
 			{},
-			el(
-				"button",
-				{
-					type: "button",
-					class: "tool framed",
-					on: {
-						click: async () => {
-							tell("…");
-							await save(format, select.value, tell).catch((error) => tell(String(error.message)));
-						},
-					},
-				},
-				format,
-			),
+			tool(format, () => saveIn(format), FRAMED),
 		),
 		el("dd", {}, words),
 	]);

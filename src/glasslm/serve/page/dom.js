@@ -20,18 +20,10 @@ function dispatch(event) {
 	handlers.get(target)?.[event.type]?.(event);
 }
 
-/**
- * Adds the handlers that an element does not listen to yet, and takes the new ones for the others.
- * @param {EventTarget} target
- * @param {Handlers} wanted
- */
+/** Replaces the handlers. @param {EventTarget} target @param {Handlers} wanted */
 function listen(target, wanted) {
-	const known = handlers.get(target) ?? {};
-	for (const name of Object.keys(wanted)) {
-		if (!(name in known)) target.addEventListener(name, dispatch);
-	}
-	const none = Object.fromEntries(Object.keys(known).map((name) => [name, () => {}]));
-	handlers.set(target, { ...none, ...wanted });
+	for (const name of Object.keys(wanted)) target.addEventListener(name, dispatch); // once a name
+	handlers.set(target, wanted);
 }
 
 /**
@@ -45,6 +37,7 @@ export function el(tag, props = {}, ...children) {
 	const element = /** @type {any} */ (
 		SVG_TAGS.has(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag)
 	);
+	if (tag === "button") element.type = tag; // no button submits unless it says so
 	for (const [name, value] of Object.entries(props)) {
 		if (value === null || value === undefined || value === false) continue;
 		if (name === "on") listen(element, value);
@@ -57,10 +50,7 @@ export function el(tag, props = {}, ...children) {
 	return element;
 }
 
-/**
- * @param {Children[]} children
- * @returns {(Node | string)[]}
- */
+/** @param {Children[]} children @returns {(Node | string)[]} */
 function nodes(children) {
 	const kept = children.flat().filter((x) => x !== null && x !== undefined && x !== false);
 	return kept.map((x) => (x instanceof Node ? x : String(x)));
@@ -111,21 +101,14 @@ function update(old, fresh) {
 	if ("value" in old && old.value !== fresh.value) old.value = fresh.value;
 }
 
-/**
- * The element of the page with this id.
- * @param {string} id
- * @returns {any}
- */
+/** The element of the page with this id. @param {string} id @returns {any} */
 export function byId(id) {
 	const element = document.getElementById(id);
 	if (!element) throw new Error(`the page has no element #${id}`);
 	return element;
 }
 
-/**
- * Says something to a screen reader.
- * @param {string} text
- */
+/** Says something to a screen reader. @param {string} text */
 export function announce(text) {
 	byId("announcement").textContent = text;
 }

@@ -1,6 +1,6 @@
 // The small parts of all figures: numbers that lead to their origin, legends, choices, reasons.
 
-import { tint } from "./colour.js";
+import { diverging, tint } from "./colour.js";
 import { el } from "./dom.js";
 import { store } from "./state.js";
 
@@ -17,7 +17,6 @@ export function number(text, key) {
 		"button",
 		{
 			class: "n",
-			type: "button",
 			title: "where this number comes from",
 			"aria-current": String(store.state.n === key),
 			on: { click: () => store.set({ n: key }) },
@@ -44,16 +43,12 @@ export function legend(quantity, { low, high, what = "", power = 1, top = 1 }) {
 
 /** From what helps to what costs. @param {string} low @param {string} high */
 export function divergingLegend(low, high) {
-	const left = [1, 0.5, 0.15, 0].map((x, i) => `${tint("look", x ** 0.7)} ${[0, 25, 42, 50][i]}%`);
-	const right = [0, 0.15, 0.5, 1].map(
-		(x, i) => `${tint("cost", x ** 0.7)} ${[50, 58, 75, 100][i]}%`,
-	);
-	const colours = [...left, ...right].join(", ");
-	const bar = el("i", {
-		class: "both",
-		style: { background: `linear-gradient(90deg, ${colours})` },
+	const stops = [-1, -0.5, -0.15, 0, 0.15, 0.5, 1].map((x) => {
+		const { quantity, alpha } = diverging(x, 1);
+		return `${tint(quantity, alpha)} ${50 + 50 * x}%`;
 	});
-	return el("span", { class: "key" }, low, bar, high);
+	const background = `linear-gradient(90deg, ${stops.join(", ")})`;
+	return el("span", { class: "key" }, low, el("i", { class: "both", style: { background } }), high);
 }
 
 /**
@@ -68,7 +63,6 @@ export function segments(label, choices, chosen, choose) {
 		el(
 			"button",
 			{
-				type: "button",
 				"aria-pressed": String(value === chosen),
 				on: { click: () => choose(value) },
 			},
@@ -78,11 +72,7 @@ export function segments(label, choices, chosen, choose) {
 	return el("span", { class: "seg", role: "group", "aria-label": label }, buttons);
 }
 
-/**
- * Why there is nothing to see, and what to do.
- * @param {string} what
- * @param {Child[]} rest
- */
+/** Why there is nothing to see, and what to do. @param {string} what @param {Child[]} rest */
 export const empty = (what, ...rest) => el("div", { class: "empty" }, el("b", {}, what), " ", rest);
 
 /**
@@ -110,13 +100,9 @@ export function makeCanvas(width, height) {
  * @param {import("./dom.js").Props} [props]
  */
 export const tool = (content, act, props = {}) =>
-	el("button", { type: "button", class: "tool", ...props, on: { click: act } }, content);
+	el("button", { class: "tool", ...props, on: { click: act } }, content);
 
-/**
- * The page's monospaced type, for canvases.
- * @param {number} px
- * @param {number} [weight]
- */
+/** The page's monospaced type, for canvases. @param {number} px @param {number} [weight] */
 export const monospace = (px, weight = 500) =>
 	`${weight} ${px}px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace`;
 
@@ -129,10 +115,7 @@ export const monospace = (px, weight = 500) =>
  * @param {number} width
  */
 export function cellText(context, text, x, y, width) {
-	const fits = Math.max(
-		1,
-		Math.floor(width / (parseFloat(context.font.match(/\d+px/)?.[0] ?? "12") * 0.6)),
-	);
+	const fits = Math.max(1, Math.floor(width / context.measureText("0").width + 0.01));
 	const characters = [...text];
 	const shown = characters.length > fits ? `${characters.slice(0, fits - 1).join("")}…` : text;
 	context.textAlign = "center";

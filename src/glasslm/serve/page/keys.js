@@ -1,6 +1,6 @@
 // The keyboard: what can be reached without a pointer, which is everything.
 
-import { moveCaret } from "./ruler.js";
+import { moveCaret, moveHead, moveLayer } from "./ruler.js";
 import { store } from "./state.js";
 import { moveStep } from "./top.js";
 
@@ -49,17 +49,13 @@ export function listenToKeys({ scene, toggle, views, tools }) {
  * @returns {Record<string, (event: KeyboardEvent) => void>}
  */
 function actions(scene, tools) {
-	const { layer, head } = store.state;
-	const toLayer = (/** @type {number} */ l) =>
-		store.set({ layer: Math.max(0, Math.min(scene.layers - 1, l)) });
-	const toHead = (/** @type {number} */ h) => store.set({ head: (h + scene.heads) % scene.heads });
 	return {
 		ArrowLeft: (event) => moveCaret(scene, event.shiftKey ? -10 : -1),
 		ArrowRight: (event) => moveCaret(scene, event.shiftKey ? 10 : 1),
-		ArrowUp: () => toLayer(layer - 1),
-		ArrowDown: () => toLayer(layer + 1),
-		"[": () => toHead(head - 1),
-		"]": () => toHead(head + 1),
+		ArrowUp: () => moveLayer(scene, -1),
+		ArrowDown: () => moveLayer(scene, 1),
+		"[": () => moveHead(scene, -1),
+		"]": () => moveHead(scene, 1),
 		",": () => moveStep(scene, -1),
 		".": () => moveStep(scene, 1),
 		"?": tools.help,

@@ -1,10 +1,10 @@
 // The page: it chooses the run and the text, asks for what the views need, and draws what has come.
 
 import { Answers, asRequestError, recorded, request } from "./api.js";
-import { readPalette } from "./colour.js";
+import { DARK, readPalette, systemTheme } from "./colour.js";
 import { layColumns } from "./columns.js";
 import { byId, el, morph } from "./dom.js";
-import { drawIfChanged, forgetDrawn } from "./drawn.js";
+import { drawIfChanged, drawSlice, forgetDrawn } from "./drawn.js";
 import { askForKey, chooseSaving, editText, showKeys } from "./dialogs.js";
 import { SCORES } from "./head_names.js";
 import { listenToKeys } from "./keys.js";
@@ -15,7 +15,7 @@ import { Scene } from "./scene.js";
 import { readAddress, store } from "./state.js";
 import { drawStory } from "./story.js";
 import { Texts } from "./texts.js";
-import { drawTitle, drawWhen, moveStep } from "./top.js";
+import { drawTitle, drawWhen } from "./top.js";
 import { attention } from "./views/attention.js";
 import { backward } from "./views/backward.js";
 import { learning } from "./views/learning.js";
@@ -72,9 +72,6 @@ const tools = {
 	},
 	save: () => openSaving(""),
 	help: showKeys,
-	moveStep: (by) => {
-		if (scene) moveStep(scene, by);
-	},
 };
 
 /** @param {string} chosen */
@@ -102,7 +99,9 @@ function wantedText(run) {
 /** Draws at the next frame. */
 function requestDraw() {
 	cancelAnimationFrame(frame);
-	frame = requestAnimationFrame(draw);
+	frame = requestAnimationFrame(() => {
+		if (drawSlice(draw)) requestDraw();
+	});
 }
 
 /** @returns {[Scene, Scene] | null} with the locked and with the previewed selection */
@@ -182,7 +181,7 @@ function wantedPaths(locked, shown) {
 }
 
 function draw() {
-	useTheme(store.state.theme);
+	useTheme(store.state.theme ?? systemTheme());
 	const scenes = makeScenes();
 	drawNotice();
 	if (!scenes) return;
@@ -212,15 +211,11 @@ function drawBeside(shown) {
 	drawIfChanged("rail", inputs, () => drawRail(shown, viewsById));
 }
 
-/** @type {string | null | undefined} */
-let usedTheme;
-
-/** @param {string | null} theme */
+/** @param {string} theme */
 function useTheme(theme) {
-	if (theme === usedTheme) return;
-	usedTheme = theme;
-	if (theme) document.documentElement.dataset.theme = theme;
-	else delete document.documentElement.dataset.theme;
+	const { dataset } = document.documentElement;
+	if (dataset.theme === theme) return;
+	dataset.theme = theme;
 	readPalette();
 	forgetDrawn();
 }
@@ -242,7 +237,7 @@ function drawPreview() {
 		const scenes = makeScenes();
 		if (!scenes) return;
 		answers.want(wantedPaths(...scenes));
-		drawBeside(scenes[1]);
+		if (drawSlice(() => drawBeside(scenes[1]))) requestDraw();
 	});
 }
 
@@ -336,10 +331,7 @@ addEventListener("hashchange", () => {
 	requestDraw();
 });
 addEventListener("resize", requestDraw);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-	usedTheme = undefined;
-	requestDraw();
-});
+matchMedia(DARK).addEventListener("change", requestDraw);
 new ResizeObserver(([{ target }]) => {
 	const { offsetHeight } = /** @type {HTMLElement} */ (target);
 	document.documentElement.style.setProperty("--ruler", `${offsetHeight}px`);

@@ -1,14 +1,14 @@
 // One head's attention pattern as a square: who looks (rows) at what (columns).
 
-import { palette, tint } from "./colour.js";
+import { channels, palette } from "./colour.js";
 import { el } from "./dom.js";
+import { keptCanvas } from "./drawn.js";
 import { makeCanvas, monospace } from "./figure_parts.js";
 import { store } from "./state.js";
 import { hideTip, showTip } from "./tip.js";
 import { fixed, glyphs, headName, quoted } from "./words.js";
 
 /** @typedef {import("./scene.js").Scene} Scene */
-/** @typedef {(row: number, column: number) => number} Values */
 
 const POWER = 0.75; // of a weight, which gives its alpha
 const VISIBLE_WEIGHT = 0.01;
@@ -16,30 +16,32 @@ const LARGEST_CELL_PX = 28;
 const LABEL_PX = 14; // the smallest column that has room for a token's first character
 
 /**
- * @param {Values} values
+ * A square pattern: one pixel a cell, then enlarged.
+ * @param {ArrayLike<number>} weights rows of the pattern, one after the other
  * @param {number} size rows and columns
  * @param {number} side in pixels
+ * @param {number} [scale] of the weights
  * @returns {HTMLCanvasElement}
  */
-export function drawPattern(values, size, side) {
+export function drawPattern(weights, size, side, scale = 1) {
+	const image = new ImageData(size, size);
+	const pixels = new Uint32Array(image.data.buffer);
+	const [look, sink] = [palette.look, palette.sink].map((colour) => {
+		const [r, g, b] = channels(colour);
+		return r | (g << 8) | (b << 16);
+	});
+	for (let i = 0; i < size * size; i++) {
+		const weight = weights[i] * scale;
+		if (i % size > i / size) pixels[i] = sink | (255 << 24);
+		else if (weight > VISIBLE_WEIGHT) pixels[i] = look | ((255 * weight ** POWER) << 24);
+	}
+	const cells = el("canvas", { width: size, height: size });
+	cells.getContext("2d").putImageData(image, 0, 0);
 	const [canvas, context] = makeCanvas(side, side);
-	const z = side / size;
 	context.fillStyle = palette.card;
 	context.fillRect(0, 0, side, side);
-	context.fillStyle = palette.sink;
-	for (let row = 0; row < size; row++) {
-		const [top, bottom] = [Math.round(row * z), Math.round((row + 1) * z)];
-		context.fillRect((row + 1) * z, top, side, bottom - top);
-	}
-	const space = z > 5 ? 0.5 : 0;
-	for (let row = 0; row < size; row++) {
-		for (let column = 0; column <= row; column++) {
-			const weight = values(row, column);
-			if (!(weight > VISIBLE_WEIGHT)) continue;
-			context.fillStyle = tint("look", weight ** POWER);
-			context.fillRect(column * z, row * z, z - space, z - space);
-		}
-	}
+	context.imageSmoothingEnabled = side < size;
+	context.drawImage(cells, 0, 0, side, side);
 	return canvas;
 }
 
@@ -54,8 +56,7 @@ export function headPattern(scene, { weight, layer, head, side, withTokens = fal
 	const T = scene.length;
 	const whole = Math.max(1, Math.floor((side / T) * 2) / 2); // half pixels keep cells equal
 	const z = Math.min(LARGEST_CELL_PX, whole * T <= side ? whole : side / T);
-	const values = (/** @type {number} */ i, /** @type {number} */ j) => weight?.at(i, j) ?? 0;
-	const canvas = drawPattern(values, T, z * T);
+	const canvas = keptCanvas(id, [weight, z * T], () => drawPattern(weight?.data ?? [], T, z * T));
 	const frame = el("span", {
 		class: "row-frame",
 		style: {
@@ -67,7 +68,7 @@ export function headPattern(scene, { weight, layer, head, side, withTokens = fal
 	const tell = (/** @type {any} */ at, /** @type {number} */ i, /** @type {number} */ j) => {
 		const from = `${i} ${quoted(scene.text.tokens[i].text)}`;
 		const to = `${j} ${quoted(scene.text.tokens[j].text)}`;
-		showTip(at, `${fixed(values(i, j), 3)}: from ${from} to ${to}`, "click: stand here");
+		showTip(at, `${fixed(weight?.at(i, j) ?? 0, 3)}: from ${from} to ${to}`, "click: stand here");
 	};
 	const find = (/** @type {any} */ event) => {
 		const box = event.currentTarget.getBoundingClientRect();
@@ -86,13 +87,13 @@ export function headPattern(scene, { weight, layer, head, side, withTokens = fal
 				"Attention",
 			style: { width: `${z * T}px`, height: `${z * T}px` },
 			on: {
-				pointermove: (/** @type {any} */ event) => {
+				pointermove: (event) => {
 					const cell = find(event);
 					if (cell) tell(event, cell[0], cell[1]);
 					else hideTip();
 				},
 				pointerleave: hideTip,
-				click: (/** @type {any} */ event) => {
+				click: (event) => {
 					const cell = find(event);
 					if (!cell) return;
 					store.set({ t: cell[0], layer, head, n: `attention.${layer}.${head}.${cell[1]}` });

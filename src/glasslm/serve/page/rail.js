@@ -24,10 +24,7 @@ export function sourceAsk(scene, name) {
 	return scene.path(`source?name=${encodeURIComponent(name)}${t}`);
 }
 
-/**
- * @param {Scene} scene
- * @param {Record<string, import("./scene.js").View>} views
- */
+/** @param {Scene} scene @param {Record<string, import("./scene.js").View>} views */
 export function drawRail(scene, views) {
 	const rail = byId("rail");
 	rail.classList.toggle("up", isUp);
@@ -58,7 +55,6 @@ function sheetButton(scene, views) {
 	return el(
 		"button",
 		{
-			type: "button",
 			class: "sheet",
 			"aria-expanded": String(isUp),
 			on: {

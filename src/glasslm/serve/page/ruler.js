@@ -1,12 +1,14 @@
 // The text: one ruler and one caret for all figures, with a lane for what a head reads from here.
 
 import { columnX, positions } from "./columns.js";
-import { palette, textTint, tint } from "./colour.js";
+import { palette, systemTheme, textTint, tint } from "./colour.js";
 import { byId, el, morph } from "./dom.js";
+import { keptCanvas } from "./drawn.js";
 import { legend, makeCanvas, tool } from "./figure_parts.js";
 import { headDoes } from "./head_names.js";
 import { store } from "./state.js";
 import { hideTip, showTip } from "./tip.js";
+import { moveStep } from "./top.js";
 import { count, fixed, glyphs, headName, quoted, signed } from "./words.js";
 
 /** @typedef {import("./scene.js").Scene} Scene */
@@ -20,7 +22,6 @@ const LANE_PX = 22;
  * @property {() => void} editText
  * @property {() => void} save
  * @property {() => void} help
- * @property {(steps: number) => void} moveStep
  */
 
 /** Moves the caret, within the text. @param {Scene} scene @param {number} by */
@@ -29,19 +30,25 @@ export function moveCaret(scene, by) {
 	if (t !== store.state.t) store.set({ t });
 }
 
+/** Moves to another layer. @param {Scene} scene @param {number} by */
+export const moveLayer = (scene, by) =>
+	store.set({ layer: Math.max(0, Math.min(scene.layers - 1, store.state.layer + by)) });
+
+/** Moves to another head of the layer. @param {Scene} scene @param {number} by */
+export const moveHead = (scene, by) =>
+	store.set({ head: (store.state.head + by + scene.heads) % scene.heads });
+
 /** @param {Scene} scene @param {Tools} tools */
 export function drawRuler(scene, tools) {
-	morph(byId("crumbs"), crumbs(scene, tools), toolbar(tools));
+	morph(byId("crumbs"), crumbs(scene), toolbar(tools));
 	drawTokens(scene);
 	drawOverview(scene);
 }
 
-/** @param {Scene} scene @param {Tools} tools */
-function crumbs(scene, tools) {
+/** @param {Scene} scene */
+function crumbs(scene) {
 	const { layer, head, t, step } = { ...scene.state, t: scene.t, step: scene.checkpoint.step };
 	const does = headDoes(scene, layer, head);
-	const turn = (/** @type {number} */ by) => (head + by + scene.heads) % scene.heads;
-	const bound = (/** @type {number} */ l) => Math.max(0, Math.min(scene.layers - 1, l));
 	return [
 		crumb(
 			"after",
@@ -50,11 +57,11 @@ function crumbs(scene, tools) {
 			(by) => moveCaret(scene, by),
 			"caret after",
 		),
-		crumb("layer", `${layer}`, "layer", (by) => store.set({ layer: bound(layer + by) })),
+		crumb("layer", `${layer}`, "layer", (by) => moveLayer(scene, by)),
 		crumb("head", headName(layer, head) + (does ? ` ${does.long}` : ""), "head", (by) =>
-			store.set({ head: turn(by) }),
+			moveHead(scene, by),
 		),
-		crumb("step", count(step), "checkpoint", tools.moveStep),
+		crumb("step", count(step), "checkpoint", (by) => moveStep(scene, by)),
 	];
 }
 
@@ -70,7 +77,6 @@ function crumb(name, value, what, move, label = name) {
 		el(
 			"button",
 			{
-				type: "button",
 				"aria-label": `${by < 0 ? "Previous" : "Next"} ${what}`,
 				on: { click: () => move(by) },
 			},
@@ -114,10 +120,8 @@ function toolbar(tools) {
 }
 
 function changeTheme() {
-	const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
-	const now = store.state.theme ?? (isDark ? "dark" : "light");
-	const next = now === "dark" ? "light" : "dark";
-	store.set({ theme: next === (isDark ? "dark" : "light") ? null : next });
+	const next = (store.state.theme ?? systemTheme()) === "dark" ? "light" : "dark";
+	store.set({ theme: next === systemTheme() ? null : next });
 }
 
 /** @param {Scene} scene */
@@ -142,7 +146,6 @@ function drawTokens(scene) {
 		return el(
 			"button",
 			{
-				type: "button",
 				class: classes.filter(Boolean).join(" "),
 				tabindex: t === scene.t ? 0 : -1,
 				"aria-label": say,
@@ -150,7 +153,7 @@ function drawTokens(scene) {
 				style: colour ? { background: colour.background, color: colour.text } : {},
 				on: {
 					click: () => store.set({ t }),
-					pointerenter: (/** @type {any} */ event) =>
+					pointerenter: (event) =>
 						showTip(event, `${t} ${quoted(token.text)}${surprise}`, "click: stand after it"),
 					pointerleave: hideTip,
 				},
@@ -201,9 +204,7 @@ export function drawLane(scene) {
 		}
 	}
 	const name = headName(layer, head);
-	const label = pushes
-		? `${name} pushes, ±${signed(most).replace("+", "")}`
-		: `head ${name} reads 0–1`;
+	const label = pushes ? `${name} pushes, ±${signed(most).replace("+", "")}` : `${name} reads, 0–1`;
 	morph(
 		byId("lane"),
 		el("span", { class: "lab" }, columns.isWide ? label : name),
@@ -232,12 +233,15 @@ function drawOverview(scene) {
 	if (box.hidden) return;
 	const room = Math.max(40, columns.room - columns.gutter);
 	const nats = scene.answer("read")?.arrays.nats;
-	const [canvas, context] = makeCanvas(room, 8);
 	const z = room / scene.length;
-	for (let t = 0; t < scene.length; t++) {
-		context.fillStyle = nats && t > 0 ? tint("cost", surpriseAlpha(nats.at(t))) : palette.sink;
-		context.fillRect(t * z, 0, Math.max(1, z - 0.3), 8);
-	}
+	const canvas = keptCanvas("overview", [nats, scene.text, room], () => {
+		const [strip, context] = makeCanvas(room, 8);
+		for (let t = 0; t < scene.length; t++) {
+			context.fillStyle = nats && t > 0 ? tint("cost", surpriseAlpha(nats.at(t))) : palette.sink;
+			context.fillRect(t * z, 0, Math.max(1, z - 0.3), 8);
+		}
+		return strip;
+	});
 	const go = (/** @type {any} */ event) => {
 		if (event.type === "pointermove" && !(event.buttons & 1)) return;
 		const rect = event.currentTarget.getBoundingClientRect();

@@ -160,11 +160,7 @@ async function recordAnswers({ scene, views, texts, tell, extraAsks }) {
 	return record;
 }
 
-/**
- * @param {Scene} scene
- * @param {View[]} views
- * @param {(scene: Scene) => string[]} extraAsks
- */
+/** @param {Scene} scene @param {View[]} views @param {(scene: Scene) => string[]} extraAsks */
 function savedPaths(scene, views, extraAsks) {
 	const near = scene.length <= MOST_POSITIONS ? scene.length : NEAR_POSITIONS;
 	const from = Math.max(0, scene.t - near);

@@ -2,7 +2,7 @@
 
 import { byId, el, morph } from "./dom.js";
 import { drawIfChanged, isDrawn } from "./drawn.js";
-import { empty } from "./figure_parts.js";
+import { empty, tool } from "./figure_parts.js";
 
 /** @typedef {import("./scene.js").Scene} Scene */
 /** @typedef {import("./scene.js").View} View */
@@ -41,22 +41,22 @@ function drawPart(scene, view, part, asks, isOpen, draw) {
 	const key = `${view.id} ${part.nodeName}`;
 	const problem = scene.problem(asks);
 	const isReady = scene.has(asks) || problem !== null;
-	part.toggleAttribute("data-waiting", !isReady);
-	part.setAttribute("aria-busy", String(!isReady));
-	if (!isReady) {
-		if (isDrawn(key)) return; // what was there stays until the new numbers come
+	if (!isReady && !isDrawn(key)) {
 		morph(part, isSentence ? view.purpose : el("div", { class: "waiting-box" }));
-		return;
 	}
 	const { run, columns } = scene;
 	const inputs = [
 		[scene.inputs, columns.room, isOpen, problem],
 		[run.checkpoints.length, run.curve.length, view.extra?.(scene)],
 	];
-	drawIfChanged(key, inputs, () => {
+	const fill = () => {
 		if (problem === null) morph(part, ...draw());
 		else morph(part, isSentence ? view.purpose : empty("No numbers here.", asSentence(problem)));
-	});
+	};
+	// What was there stays until the new numbers come.
+	const isWaiting = !isReady || !drawIfChanged(key, inputs, fill);
+	part.toggleAttribute("data-waiting", isWaiting);
+	part.setAttribute("aria-busy", String(isWaiting));
 }
 
 /**
@@ -68,7 +68,6 @@ function makeSection(view, i, tools) {
 	const title = el(
 		"button",
 		{
-			type: "button",
 			"aria-expanded": "false",
 			"aria-controls": `${view.id}-figure`,
 			title: `${view.title} (${i + 1})`,
@@ -76,17 +75,10 @@ function makeSection(view, i, tools) {
 		},
 		view.title,
 	);
-	const save = el(
-		"button",
-		{
-			type: "button",
-			class: "tool",
-			"aria-label": `Save ${view.title}: HTML, SVG, PNG, CSV`,
-			title: "Save this view: HTML, SVG, PNG, CSV",
-			on: { click: () => tools.save(view.id) },
-		},
-		"⤓",
-	);
+	const save = tool("⤓", () => tools.save(view.id), {
+		"aria-label": `Save ${view.title}: HTML, SVG, PNG, CSV`,
+		title: "Save this view: HTML, SVG, PNG, CSV",
+	});
 	return el(
 		"section",
 		{ class: "view", id: view.id, "aria-label": view.title },

@@ -1,5 +1,6 @@
-// Any figure as a table, drawn when it is opened.
+// Any figure as a table, drawn when it is opened; and tables whose cells are tinted buttons.
 
+import { textTint } from "./colour.js";
 import { el } from "./dom.js";
 
 const MOST_ROWS = 2000; // of a table on the page; the CSV has all
@@ -9,7 +10,7 @@ export function asTable(makeRows) {
 	const body = el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Table" });
 	const details = el(
 		"details",
-		{ class: "astable", on: { toggle: (/** @type {Event} */ event) => fill(event.target) } },
+		{ class: "astable", on: { toggle: (event) => fill(event.target) } },
 		el("summary", {}, "as a table"),
 		body,
 	);
@@ -75,4 +76,51 @@ export function toCsv(rows) {
 		return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 	};
 	return rows.map((row) => row.map(field).join(",")).join("\r\n") + "\r\n";
+}
+
+/**
+ * @typedef {object} TintedCell
+ * @property {string} text
+ * @property {string} title what it is, with its number
+ * @property {import("./colour.js").Quantity} quantity
+ * @property {number} alpha
+ * @property {boolean} isPressed
+ * @property {() => void} choose
+ */
+
+/** @param {TintedCell} cell */
+export function tintedCell({ text, title, quantity, alpha, isPressed, choose }) {
+	const { background, text: color } = textTint(quantity, alpha);
+	return el(
+		"button",
+		{
+			title,
+			"aria-label": title,
+			"aria-pressed": String(isPressed),
+			style: { background, color },
+			on: { click: choose },
+		},
+		text,
+	);
+}
+
+/**
+ * @param {string[]} columns
+ * @param {[import("./dom.js").Child, (TintedCell | null)[]][]} rows
+ * @param {number} room in pixels
+ */
+export function tintedTable(columns, rows, room) {
+	const least = 32 + columns.length * 44;
+	const head = columns.map((title) => el("th", { scope: "col" }, title));
+	const body = rows.map(([label, cells]) => {
+		const row = cells.map((cell) => el("td", {}, cell && tintedCell(cell)));
+		return el("tr", {}, el("th", { scope: "row" }, label), row);
+	});
+	return el(
+		"table",
+		{ class: "switches", style: { "min-width": `${least}px` } },
+		slideHint(least, room),
+		el("thead", {}, el("tr", {}, el("th", { class: "corner" }), head)),
+		el("tbody", {}, body),
+	);
 }

@@ -2,11 +2,7 @@
 
 import { byId, el } from "./dom.js";
 
-/**
- * @param {{clientX: number, clientY: number}} at
- * @param {string} text
- * @param {string} [detail]
- */
+/** @param {{clientX: number, clientY: number}} at @param {string} text @param {string} [detail] */
 export function showTip(at, text, detail) {
 	const tip = byId("tip");
 	tip.replaceChildren(text, ...(detail ? [el("small", {}, detail)] : []));

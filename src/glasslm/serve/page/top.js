@@ -27,7 +27,7 @@ export function drawTitle(run, runs) {
 					"select",
 					{
 						"aria-label": "Run",
-						on: { change: (/** @type {any} */ event) => store.set({ run: event.target.value }) },
+						on: { change: (event) => store.set({ run: event.target.value }) },
 					},
 					runs.map((other) =>
 						el("option", { value: other.name, selected: other === run }, other.name),
@@ -102,14 +102,14 @@ export function drawWhen(scene) {
 		"aria-label": "Checkpoint",
 		"aria-valuetext": `step ${checkpoint.step}`,
 		on: {
-			input: (/** @type {any} */ event) => goTo(run, run.checkpoints[Number(event.target.value)]),
-			pointerdown: (/** @type {any} */ event) => {
+			input: (event) => goTo(run, run.checkpoints[Number(event.target.value)]),
+			pointerdown: (event) => {
 				event.preventDefault(); // the stops are not as far apart as the slider's own
 				event.target.focus();
 				event.target.setPointerCapture(event.pointerId);
 				goTo(run, nearest(run, event, last));
 			},
-			pointermove: (/** @type {any} */ event) => {
+			pointermove: (event) => {
 				if (event.target.hasPointerCapture(event.pointerId)) goTo(run, nearest(run, event, last));
 			},
 		},

@@ -5,21 +5,14 @@ const THOUSANDS = new Intl.NumberFormat("en-US");
 const MAX_GLYPHS = 24; // of a token in a sentence
 const INVISIBLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Co}\p{Cn}\p{Cs}]/u;
 
-/**
- * @param {number} x
- * @param {number} [digits]
- */
+/** @param {number} x @param {number} [digits] */
 export function fixed(x, digits = 2) {
 	if (!Number.isFinite(x)) return Number.isNaN(x) ? "–" : x > 0 ? "∞" : `${MINUS}∞`;
 	const text = Math.abs(x).toFixed(digits);
 	return (x < 0 && Number(text) !== 0 ? MINUS : "") + text;
 }
 
-/**
- * With its sign; zero has none.
- * @param {number} x
- * @param {number} [digits]
- */
+/** With its sign; zero has none. @param {number} x @param {number} [digits] */
 export function signed(x, digits = 2) {
 	return (x > 0 && Number(x.toFixed(digits)) !== 0 ? "+" : "") + fixed(x, digits);
 }

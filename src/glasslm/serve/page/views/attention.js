@@ -2,6 +2,7 @@
 
 import { alignedMatrix } from "../aligned_matrix.js";
 import { palette, tint } from "../colour.js";
+import { columnX } from "../columns.js";
 import { el } from "../dom.js";
 import { legend, number, segments, strong } from "../figure_parts.js";
 import { headDoes, headScore, KINDS, scoreName, SCORES } from "../head_names.js";
@@ -226,8 +227,13 @@ function byLayer(scene) {
  * @param {number} weight
  */
 function paintWeight(context, scene, t, { x, y, width, height }, weight) {
-	context.fillStyle = t > scene.t ? palette.sink : palette.card;
-	context.fillRect(x, y, t > scene.t ? width : width - 1, height - 1);
+	if (t === scene.columns.first) {
+		const read = columnX(scene.columns, scene.t + 1);
+		context.fillStyle = palette.sink;
+		context.fillRect(x, y, scene.columns.count * width, height - 1);
+		context.fillStyle = palette.card;
+		context.fillRect(x, y, Math.min(read, scene.columns.count * width), height - 1);
+	}
 	if (t > scene.t || weight < 0.004) return;
 	context.fillStyle = tint("look", weight ** POWER);
 	context.fillRect(x, y, width - 1, height - 1);
@@ -255,7 +261,7 @@ function oneHead(scene) {
 	const { layer, head } = scene.state;
 	return el(
 		"div",
-		{ class: isWide ? "indented" : "" },
+		{ class: "indented" },
 		headPattern(scene, { weight, layer, head, side, withTokens: true, id: "one-head" }),
 	);
 }
@@ -271,18 +277,16 @@ function allPatterns(scene) {
 	const side = Math.max(44, Math.min(170, Math.floor(free / across)));
 	const buttons = Array.from({ length: scene.layers * scene.heads }, (_, i) => {
 		const [layer, head] = [Math.floor(i / scene.heads), i % scene.heads];
-		const values = (/** @type {number} */ row, /** @type {number} */ column) =>
-			(all.at(layer, head, row, column) / 255) * scale.at(layer, head);
+		const weights = all.row(layer, head);
 		const does = headDoes(scene, layer, head);
 		return el(
 			"button",
 			{
-				type: "button",
 				"aria-pressed": String(layer === scene.state.layer && head === scene.state.head),
 				"aria-label": `Head ${headName(layer, head)}${does ? `, ${does.long}` : ""}`,
 				on: { click: () => store.set({ layer, head }) },
 			},
-			drawPattern(values, size, side),
+			drawPattern(weights, size, side, scale.at(layer, head) / 255),
 			`${headName(layer, head)}${does && isWide ? ` ${does.short} ${score(does.score)}` : ""}`,
 		);
 	});

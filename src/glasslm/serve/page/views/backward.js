@@ -7,8 +7,7 @@ import { legend, number, segments, strong } from "../figure_parts.js";
 import { isWorthIt } from "../scene.js";
 import { store } from "../state.js";
 import { streamFigure, streamWords } from "../stream_figure.js";
-import { asTable } from "../table.js";
-import { tintedCell, tintedTable } from "../tinted_table.js";
+import { asTable, tintedCell, tintedTable } from "../table.js";
 import { count, fixed, glyphs, quoted, significant } from "../words.js";
 
 /** @typedef {import("../scene.js").Scene} Scene */

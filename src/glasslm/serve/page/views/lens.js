@@ -56,6 +56,7 @@ export const lens = {
 				title: long,
 			})),
 			rowHeight: ROW_PX,
+			shows: ids,
 			gap: (i) => (startsLayer(places, i) ? 3 : 0),
 			paint: (context, i, t, { x, y, width, height }) => {
 				const id = ids.at(i, t);

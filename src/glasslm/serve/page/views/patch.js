@@ -7,8 +7,7 @@ import { divergingLegend, number, strong, tool } from "../figure_parts.js";
 import { isWorthIt, partName } from "../scene.js";
 import { store } from "../state.js";
 import { streamName, streamWords } from "../stream_figure.js";
-import { asTable } from "../table.js";
-import { tintedTable } from "../tinted_table.js";
+import { asTable, tintedTable } from "../table.js";
 import { fixed, glyphs, percent, quoted, signed } from "../words.js";
 import { goalOf, patchAsks, patched, secondText } from "./second_text.js";
 

@@ -35,11 +35,11 @@ export function secondText(scene) {
 		value: scene.state.other ?? scene.text.text,
 		spellcheck: "false",
 		on: {
-			input: (/** @type {any} */ event) => {
+			input: (event) => {
 				const other = event.target.value;
 				store.set({ other: other === scene.text.text ? null : other });
 			},
-			keydown: (/** @type {any} */ event) => event.stopPropagation(),
+			keydown: (event) => event.stopPropagation(),
 		},
 	});
 	const hint = "change some of it: its stream is copied into this text, one place at a time";

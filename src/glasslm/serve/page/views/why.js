@@ -153,7 +153,7 @@ function choices(scene) {
 			el(
 				"select",
 				{
-					on: { change: (/** @type {any} */ event) => choose(Number(event.target.value)) },
+					on: { change: (event) => choose(Number(event.target.value)) },
 				},
 				withNone ? el("option", { value: "-1", selected: chosen === null }, "nothing") : null,
 				tokens.map((id) =>
@@ -249,7 +249,6 @@ function shareCell(scene, part, most, across) {
 	const button = el(
 		"button",
 		{
-			type: "button",
 			title: `${partName(part)}: ${signed(value, 4)}`,
 			"aria-label": `${partName(part)} ${signed(value)}`,
 			"aria-current": String(store.state.n === key),

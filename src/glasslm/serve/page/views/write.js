@@ -214,7 +214,7 @@ function dials(scene) {
 				...range,
 				value: String(value),
 				"aria-valuetext": shown,
-				on: { input: (/** @type {any} */ event) => set(Number(event.target.value)) },
+				on: { input: (event) => set(Number(event.target.value)) },
 			}),
 			el("output", {}, shown),
 		);
@@ -262,7 +262,6 @@ function row(scene, path) {
 		el(
 			"button",
 			{
-				type: "button",
 				class: isNext ? "ch hit" : "ch",
 				"aria-label": `Take ${quoted(scene.token(last))} and go on from it`,
 				title: "take it: the text goes on from here",
@@ -326,7 +325,6 @@ function written(scene, path, tokens) {
 		el(
 			"button",
 			{
-				type: "button",
 				tabindex: i === 0 ? 0 : -1,
 				style: { background: tint("look", token.p * ALPHA) },
 				"aria-label": `${glyphs(scene.token(token.id))}, ${percent(token.p)}`,
@@ -336,9 +334,9 @@ function written(scene, path, tokens) {
 						hideTip();
 						store.set({});
 					},
-					pointerenter: (/** @type {any} */ event) => tell(event, token),
+					pointerenter: (event) => tell(event, token),
 					pointerleave: hideTip,
-					focus: (/** @type {any} */ event) => tell(event, token),
+					focus: (event) => tell(event, token),
 					blur: hideTip,
 					keydown: moveAlong,
 				},
@@ -385,7 +383,7 @@ function alternatives(scene, path) {
 		.map(([id, p]) =>
 			el(
 				"button",
-				{ type: "button", on: { click: () => choose(id) } },
+				{ on: { click: () => choose(id) } },
 				el("code", {}, glyphs(scene.token(id), 12)),
 				` ${percent(p)}`,
 			),
