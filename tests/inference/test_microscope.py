@@ -203,9 +203,9 @@ def test_a_smaller_picture_keeps_the_mean() -> None:
     np.testing.assert_allclose((uneven * np.outer(sizes, sizes)).sum((1, 2)), weights.sum((1, 2)))
 
 
-def test_repeated_tokens_are_repeated_once(folders: dict[str, Path]) -> None:
+def test_the_induction_probe_is_repeated_once(folders: dict[str, Path]) -> None:
     recorded, _ = open_case(folders, "numpy", "default")
-    tokens = attention.repeated_tokens(recorded.model)
+    tokens = attention.induction_probe(recorded.model)
     half = len(tokens) // 2
     assert half == SMALL["block_size"] // 2
     assert tokens[:half].tolist() == tokens[half:].tolist()
@@ -491,7 +491,7 @@ def test_loss_by_position_is_that_of_the_windows(folders: dict[str, Path]) -> No
 
 def test_the_best_heads_have_the_highest_scores(folders: dict[str, Path]) -> None:
     recorded, _ = open_case(folders, "numpy", "default")
-    probe = RecordedPass(recorded.model, attention.repeated_tokens(recorded.model))
+    probe = RecordedPass(recorded.model, attention.induction_probe(recorded.model))
     scores = attention.score_heads(probe)
     best = learning.best_heads(scores)
     np.testing.assert_allclose(best.scores, np.nanmax(scores, axis=(1, 2)))

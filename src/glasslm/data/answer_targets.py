@@ -39,20 +39,6 @@ class AnswerFormat:
         is_answer = last_position(self.mark) > last_position(self.line_end)
         return np.where(is_answer, targets, NO_TARGET)
 
-    def count_right(
-        self, predictions: NDArray[np.int64], targets: NDArray[np.int64]
-    ) -> tuple[int, int]:
-        """The number of examples that are answered, all tokens right, and the number of examples.
-
-        predictions and targets (B, T); T is a multiple of `line_length`.
-        """
-        is_answer = targets != NO_TARGET
-        is_right = (predictions == targets) | ~is_answer
-        by_example = (-1, self.line_length)
-        has_answer = is_answer.reshape(by_example).any(-1)
-        right = is_right.reshape(by_example).all(-1) & has_answer
-        return int(right.sum()), int(has_answer.sum())
-
 
 def answer_format(data: DataConfig, tokenizer: Tokenizer) -> AnswerFormat | None:
     """The format of the task that `data` names; None for other texts."""

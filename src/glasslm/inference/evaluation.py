@@ -18,8 +18,9 @@ from glasslm.config.schema import ModelConfig
 from glasslm.data.answer_targets import AnswerFormat
 from glasslm.data.chat.conversation_rows import ConversationRows
 from glasslm.data.dataset import Split
+from glasslm.data.next_token_rows import next_token_rows
 from glasslm.data.token_file import Tokens
-from glasslm.engines.protocol import NO_TARGET, Engine
+from glasslm.engines.protocol import Engine
 from glasslm.errors import InputError
 from glasslm.inference.proportions import Proportion
 from glasslm.text import Notify, Progress, ignore_message
@@ -85,12 +86,9 @@ class TextWindows:
     def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """As in Windows; T <= `block_size`."""
         width = min(self.block_size, len(self.tokens) - 1)
-        inputs = np.zeros((len(indices), width), np.int64)
-        targets = np.full((len(indices), width), NO_TARGET, np.int64)
-        for row, index in enumerate(indices.tolist()):
-            first = index * self.block_size
-            ids = self.tokens[first : first + width + 1]
-            inputs[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
+        starts = (indices * self.block_size).tolist()
+        texts = [self.tokens[first : first + width + 1] for first in starts]
+        inputs, targets = next_token_rows(texts, width)
         return inputs, self.answers.mask(inputs, targets) if self.answers else targets
 
 

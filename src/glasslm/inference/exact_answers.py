@@ -1,8 +1,8 @@
-"""Exact answers of a synthetic task: the share of examples whose answer is right.
+"""Exact answers: which answers a model writes, token by token, in a task or in a conversation.
 
-An answer is right if greedy decoding writes it, its line end included. Greedy decoding writes it
+An answer is right if greedy decoding writes it, its end included. Greedy decoding writes it
 exactly when each of its tokens is the likeliest after the right tokens before it, so one forward
-pass decides and nothing is generated. Letters: B rows, T positions.
+pass decides and nothing is generated. Letters: B rows, T positions, N answers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from glasslm.data.answer_targets import AnswerFormat, require_whole_examples
 from glasslm.data.dataset import Split
+from glasslm.data.next_token_rows import next_token_rows
 from glasslm.data.tasks.task import Example
 from glasslm.data.token_file import NO_TARGET, Tokens
 from glasslm.engines.protocol import Engine
@@ -37,6 +38,25 @@ def likeliest_tokens(engine: Engine, tokens: NDArray[np.int64]) -> NDArray[np.in
     return result
 
 
+def exact_answers(predictions: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N,): whether each answer in targets (..., T) is predicted, all its tokens; row by row.
+
+    An answer is a sequence of targets between two NO_TARGET or ends of a row.
+
+    >>> targets = np.array([[-1, 5, 0, -1, 6, 0], [7, -1, -1, -1, -1, -1]])
+    >>> exact_answers(np.array([[9, 5, 0, 9, 6, 1], [7, 9, 9, 9, 9, 9]]), targets).tolist()
+    [True, False, True]
+    """
+    is_answer = targets != NO_TARGET
+    is_first = is_answer.copy()
+    is_first[..., 1:] &= ~is_answer[..., :-1]
+    numbers = np.cumsum(is_first.ravel()) - 1  # of the answer at each position
+    is_wrong = (is_answer & (predictions != targets)).ravel()
+    exact = np.ones(int(is_first.sum()), bool)
+    exact[numbers[is_wrong]] = False
+    return exact
+
+
 def measure_accuracy(
     engine: Engine,
     windows: evaluation.TextWindows,
@@ -54,8 +74,8 @@ def measure_accuracy(
     indices = evaluation.choose_windows(len(windows), max_windows)
     for inputs, targets in evaluation.iterate_windows(windows, indices, rows):
         check_interrupt()
-        right, examples = windows.answers.count_right(likeliest_tokens(engine, inputs), targets)
-        n_right, n_examples = n_right + right, n_examples + examples
+        exact = exact_answers(likeliest_tokens(engine, inputs), targets)
+        n_right, n_examples = n_right + int(exact.sum()), n_examples + len(exact)
     return Proportion(n_right, n_examples)
 
 
@@ -121,12 +141,9 @@ def judge_examples(model: Model, examples: Sequence[Example]) -> NDArray[np.bool
     answers = AnswerFormat(mark, line_end, length - 1)
     results = []
     for first in range(0, len(examples), EXAMPLES_PER_CALL):
-        texts = [
-            example.text.ljust(length, "\n")
-            for example in examples[first : first + EXAMPLES_PER_CALL]
-        ]
-        rows = np.stack([model.tokenizer.encode(text).astype(np.int64) for text in texts])
-        inputs, targets = rows[:, :-1], answers.mask(rows[:, :-1], rows[:, 1:])
+        part = examples[first : first + EXAMPLES_PER_CALL]
+        texts = [model.tokenizer.encode(example.text) for example in part]
+        inputs, targets = next_token_rows(texts, length - 1)
         predictions = likeliest_tokens(model.engine, inputs)
-        results.append(((predictions == targets) | (targets == NO_TARGET)).all(1))
+        results.append(exact_answers(predictions, answers.mask(inputs, targets)))
     return np.concatenate(results)

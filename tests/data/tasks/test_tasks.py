@@ -12,7 +12,7 @@ import pytest
 
 from glasslm.config.data_config import TASK_PREFIX, TaskCorpus
 from glasslm.config.schema import DataConfig
-from glasslm.data.answer_targets import NO_TARGET, AnswerFormat, answer_format
+from glasslm.data.answer_targets import AnswerFormat, answer_format
 from glasslm.data.dataset import Dataset, prepare_dataset
 from glasslm.data.tasks import arithmetic, formal, in_context
 from glasslm.data.tasks.catalogue import (
@@ -176,13 +176,6 @@ def test_answers_alone_are_targets():
     targets = answers.mask(tokens[None, :-1], tokens[None, 1:])[0]
     predicted = [tokenizer.decode([token]) if token >= 0 else "." for token in targets]
     assert "".join(predicted) == "..ab\n.....cd\n.."
-
-
-def test_an_example_is_right_if_all_its_tokens_are():
-    answers = AnswerFormat(9, 0, 4)
-    targets = np.array([[NO_TARGET, 5, 0, NO_TARGET] * 2, [NO_TARGET, 5, 6, 0] + [NO_TARGET] * 4])
-    predictions = np.array([[7, 5, 0, 7, 7, 5, 1, 7], [7, 5, 6, 0, 7, 7, 7, 7]])
-    assert answers.count_right(predictions, targets) == (2, 3)
 
 
 @pytest.mark.parametrize(

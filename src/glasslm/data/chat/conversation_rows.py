@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from glasslm.config.schema import RELATIVE_POSITIONS, ModelConfig
+from glasslm.data.next_token_rows import next_token_rows
 from glasslm.data.permutation import items_at
-from glasslm.data.token_file import NO_TARGET, TokenFile, Tokens
+from glasslm.data.token_file import TokenFile, Tokens
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,15 @@ class ConversationRows:
 
         `tokens` (N,) are those of the split.
         """
-        chosen = np.asarray(indices, np.int64).tolist()
-        width = self.block_size + 1
-        ids, marks = np.zeros((len(chosen), width), np.int64), np.zeros((len(chosen), width), bool)
-        for row, index in enumerate(chosen):
-            end = 0
-            for i in self.rows[index]:
-                begin, end = end, end + int(self._lengths[i])
-                first = int(self.conversations.starts[i])
-                ids[row, begin:end] = tokens[first : first + end - begin]
-                marks[row, begin:end] = self._marks(i)
-        targets = np.where(marks[:, 1:], ids[:, 1:], NO_TARGET)
-        return np.ascontiguousarray(ids[:, :-1]), targets
+        texts, marks = [], []
+        for index in np.asarray(indices, np.int64).tolist():
+            row = self.rows[index]
+            starts = [int(self.conversations.starts[i]) for i in row]
+            parts = [tokens[a : a + int(self._lengths[i])] for a, i in zip(starts, row)]
+            # Token 0 behind them keeps the last one among the inputs, where the row has room.
+            texts.append(np.concatenate([*parts, [0]]))
+            marks.append(np.concatenate([*map(self._marks, row), [False]]))
+        return next_token_rows(texts, self.block_size, marks)
 
     def _marks(self, i: int) -> NDArray[np.bool_]:
         """Which of the tokens of conversation i that its row has are answers."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from glasslm.inference.head_scores import SCORE_NAMES, head_scores
 from glasslm.inference.microscope.recorded_pass import RecordedPass
+from glasslm.inference.suites.random_texts import repeated_tokens
 from glasslm.inference.trained_model import Model
 
 Array = NDArray[Any]
@@ -55,13 +56,13 @@ def score_heads(recorded: RecordedPass) -> NDArray[np.float64]:
     return np.array([[scores[name] for scores in by_layer] for name in SCORE_NAMES])
 
 
-def repeated_tokens(model: Model, seed: int = 0) -> NDArray[np.int64]:
-    """(T,): random tokens, and the same ones again: what an induction head can complete.
+def induction_probe(model: Model, seed: int = 0) -> NDArray[np.int64]:
+    """(T,): `repeated_tokens` of the whole vocabulary, special tokens left out.
 
-    T is at most 2 x PROBE_TOKENS and fits the context. Special tokens are left out.
+    T is at most 2 x PROBE_TOKENS and fits the context. The suite "induction" draws from the
+    tokens that are frequent in the training text; here the model may have none.
     """
     special = set(model.tokenizer.special_tokens.values())
     ordinary = np.array([i for i in range(model.tokenizer.vocab_size) if i not in special])
     half = max(1, min(PROBE_TOKENS, model.config.model.block_size // 2))
-    once = np.random.default_rng(seed).choice(ordinary, half)
-    return np.concatenate([once, once])
+    return repeated_tokens(ordinary, half, rows=1, seed=seed)[0]

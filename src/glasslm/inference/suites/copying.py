@@ -6,7 +6,7 @@ from typing import Any
 
 from glasslm.data.dataset import Dataset
 from glasslm.errors import InputError
-from glasslm.inference.exact_answers import likeliest_tokens
+from glasslm.inference.exact_answers import exact_answers, likeliest_tokens
 from glasslm.inference.proportions import Proportion
 from glasslm.inference.suites.random_texts import known_tokens, repeated_tokens
 from glasslm.inference.suites.suite_result import SuiteResult
@@ -33,9 +33,10 @@ def measure_copying(model: Model, dataset: Dataset) -> SuiteResult:
     rows, facts = [], dict[str, Any]()
     for length in lengths:
         tokens = repeated_tokens(known, length, ROWS, SEED)
-        is_right = (likeliest_tokens(model.engine, tokens[:, :-1]) == tokens[:, 1:])[:, length:]
-        each = Proportion(int(is_right.sum()), is_right.size)
-        whole = Proportion(int(is_right.all(1).sum()), ROWS)
+        predictions = likeliest_tokens(model.engine, tokens[:, :-1])[:, length:]
+        copies = tokens[:, length + 1 :]
+        each = Proportion(int((predictions == copies).sum()), copies.size)
+        whole = Proportion(int(exact_answers(predictions, copies).sum()), ROWS)
         rows.append((str(length), str(each), str(whole)))
         facts[str(length)] = {"tokens": each.facts, "sequences": whole.facts}
     chance = 1 / len(known)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 
 from glasslm.data.chat import dialogues
 from glasslm.data.dataset import Dataset
+from glasslm.data.next_token_rows import next_token_rows
+from glasslm.data.token_file import NO_TARGET
 from glasslm.errors import InputError
-from glasslm.inference.exact_answers import likeliest_tokens
+from glasslm.inference.exact_answers import exact_answers, likeliest_tokens
 from glasslm.inference.proportions import Proportion
 from glasslm.inference.suites.suite_result import SuiteResult
 from glasslm.inference.trained_model import WINDOWS_PER_CALL, Model
@@ -83,21 +84,11 @@ def _right_answers(model: Model, dataset: Dataset) -> list[list[bool]]:
     results: list[list[bool]] = []
     for first in range(0, len(conversations), WINDOWS_PER_CALL):
         spans = list(zip(starts[first:-1], starts[first + 1 :]))[:WINDOWS_PER_CALL]
-        tokens = np.zeros((len(spans), T), np.int64)
-        for row, (begin, end) in enumerate(spans):
-            tokens[row, : min(T, end - begin)] = dataset.val.tokens[begin : min(end, begin + T)]
-        likeliest = likeliest_tokens(model.engine, tokens)
-        for row, (begin, end) in enumerate(spans):
-            ids = np.asarray(dataset.val.tokens[begin:end], np.int64)
-            marks = np.asarray(conversations.answers[begin:end], bool)
-            exact = np.zeros(len(ids), bool)  # of each token but the first
-            n = min(T, len(ids) - 1)
-            exact[1 : n + 1] = likeliest[row, :n] == ids[1 : n + 1]
-            results.append(_runs_of(marks, exact))
+        texts = [dataset.val.tokens[begin:end] for begin, end in spans]
+        marks = [np.asarray(conversations.answers[begin:end], bool) for begin, end in spans]
+        longest = max(len(text) for text in texts) - 1
+        inputs, targets = next_token_rows(texts, longest, marks)
+        predictions = np.full_like(targets, NO_TARGET)  # behind the context there are none
+        predictions[:, :T] = likeliest_tokens(model.engine, inputs[:, :T])
+        results += [exact_answers(*row).tolist() for row in zip(predictions, targets)]
     return results
-
-
-def _runs_of(marks: NDArray[np.bool_], exact: NDArray[np.bool_]) -> list[bool]:
-    """Of each run of `marks` (N,), whether all of `exact` (N,) is true in it."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], marks.astype(int), [0]])))
-    return [bool(exact[begin:end].all()) for begin, end in edges.reshape(-1, 2).tolist()]

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.data.dataset import Dataset
+from glasslm.data.next_token_rows import next_token_rows
 from glasslm.data.ngram_model import text_nats
-from glasslm.engines.protocol import NO_TARGET
 from glasslm.errors import InputError
 from glasslm.inference.generation import encode_prompt
 from glasslm.inference.proportions import Proportion
@@ -97,10 +97,7 @@ def sum_nats(model: Model, texts: Sequence[str]) -> NDArray[np.float64]:
             f"a text of the suite has {longest} tokens, but the context of this run is "
             f"{block_size}: give --context {longest} or more, or use another run"
         )
-    tokens = np.zeros((len(rows), longest), np.int64)
-    targets = np.full(tokens.shape, NO_TARGET)
-    for row, ids in enumerate(rows):
-        tokens[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
+    tokens, targets = next_token_rows(rows, longest)
     parts = [slice(first, first + ROWS) for first in range(0, len(rows), ROWS)]
     sums = [
         np.sum(model.engine.losses(tokens[part], targets[part]), axis=1, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Random sequences of tokens that a model knows, written twice."""
+"""Random sequences of tokens, written twice: what an induction head can complete."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def known_tokens(dataset: Dataset) -> NDArray[np.int64]:
 
 
 def repeated_tokens(
-    known: NDArray[np.int64], length: int, rows: int, seed: int
+    choices: NDArray[np.int64], length: int, rows: int, seed: int
 ) -> NDArray[np.int64]:
-    """(rows, 2 length) sequences of random tokens, each written twice."""
+    """(rows, 2 length) sequences of random tokens of `choices`, each written twice."""
     draws = np.random.Generator(np.random.Philox(seed)).random((rows, length))
-    once: NDArray[np.int64] = known[(draws * len(known)).astype(np.int64)]
+    once: NDArray[np.int64] = choices[(draws * len(choices)).astype(np.int64)]
     return np.concatenate([once, once], axis=1)

@@ -22,7 +22,7 @@ from glasslm import files
 from glasslm.data.file_stamp import FileStamp, read_stamp
 from glasslm.engines.protocol import Engine
 from glasslm.errors import DamagedError
-from glasslm.inference.microscope.attention import repeated_tokens, score_heads
+from glasslm.inference.microscope.attention import induction_probe, score_heads
 from glasslm.inference.microscope.recorded_pass import RecordedPass
 from glasslm.inference.microscope.sgd_step import make_step_engine
 from glasslm.inference.trained_model import Model, load_model
@@ -61,7 +61,7 @@ class InsideModel:
     @cached_property
     def repeated_scores(self) -> tuple[int, NDArray[np.float64]]:
         """The tokens of a random text that is repeated once, and the scores (K, L, H) on it."""
-        probe = RecordedPass(self.model, repeated_tokens(self.model))
+        probe = RecordedPass(self.model, induction_probe(self.model))
         return probe.length, score_heads(probe)
 
     @cached_property

@@ -14,7 +14,7 @@ from glasslm.serve.inside.source_places import Place
 
 SCORES, STEP = "inference/head_scores.py", "inference/microscope/sgd_step.py"
 RECORD = "from glasslm.inference.microscope.recorded_pass import RecordedPass"
-ATTENTION = "from glasslm.inference.microscope.attention import repeated_tokens, score_heads"
+ATTENTION = "from glasslm.inference.microscope.attention import induction_probe, score_heads"
 STEPS = "from glasslm.inference.microscope.sgd_step import make_step_engine, take_step"
 
 
@@ -30,7 +30,7 @@ def find_measure(name: str, t: int | None) -> Measure | None:
     """The measure of this name, a step on the token after t; None for an activation."""
     kinds = "|".join(SCORE_NAMES)
     if match := re.fullmatch(rf"head_scores/(text|repeated)/({kinds})", name):
-        tokens = "ids" if match[1] == "text" else "repeated_tokens(model)"
+        tokens = "ids" if match[1] == "text" else "induction_probe(model)"
         places = [
             Place(SCORES, "_key_masks", (f'"{match[2]}":',)),
             Place(SCORES, "_mean_weight", ("on_keys = ", "total: ", "return total /")),

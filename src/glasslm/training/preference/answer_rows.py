@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.engines.protocol import NO_TARGET, Engine
+from glasslm.data.next_token_rows import next_token_rows
+from glasslm.engines.protocol import Engine
 
 Array = NDArray[Any]
 
@@ -47,13 +48,9 @@ def answer_rows(answers: Sequence[Answer]) -> AnswerRows:
     [[-1, 7, 8], [9, -1, -1]]
     """
     T = max(len(answer.prompt) + len(answer.tokens) for answer in answers) - 1
-    tokens = np.zeros((len(answers), T), np.int64)
-    targets = np.full((len(answers), T), NO_TARGET, np.int64)
-    for row, (prompt, answer) in enumerate(answers):
-        ids = np.array([*prompt, *answer])
-        tokens[row, : len(ids) - 1] = ids[:-1]
-        targets[row, len(prompt) - 1 : len(ids) - 1] = answer
-    return AnswerRows(tokens, targets)
+    texts = [[*prompt, *tokens] for prompt, tokens in answers]
+    is_target = [np.arange(len(text)) >= len(prompt) for text, (prompt, _) in zip(texts, answers)]
+    return AnswerRows(*next_token_rows(texts, T, is_target))
 
 
 def token_nats(engine: Engine, rows: AnswerRows) -> NDArray[np.float64]:
