@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glasslm.cli.help_text import field_docstrings, format_help
+from glasslm.cli.help_text import (
+    IMPORTED_MODEL_FIELDS,
+    IMPORTED_MODEL_TITLE,
+    field_docstrings,
+    format_help,
+    list_groups,
+)
 from glasslm.cli.train import parse
 from glasslm.config import schema
 from glasslm.config.conversion import from_dict, to_dict, with_flags
@@ -146,6 +152,13 @@ def test_help_shows_choices_and_defaults_as_values(part: type[Any]) -> None:
         assert is_shown != (field.name == "document_end_id")  # is set at launch; no flag
     for word in ("{None}", "default: None", "default: )"):
         assert word not in shown
+
+
+def test_flags_of_imported_models_stand_below_their_own_heading() -> None:
+    groups = {group.title: group.flags for group in list_groups(ModelConfig)}
+    imported = {flag.field for flag in groups[IMPORTED_MODEL_TITLE]}
+    assert imported == IMPORTED_MODEL_FIELDS
+    assert len(groups) == 2
 
 
 def test_flags_by_flat_names() -> None:

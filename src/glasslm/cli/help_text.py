@@ -38,6 +38,14 @@ COMMON_FIELDS = frozenset(
         *("engine", "device", "precision", "threads"),
     ]
 )
+# The fields that give RoPE the settings of some published models; a new model needs none of them.
+IMPORTED_MODEL_FIELDS = frozenset(
+    [
+        *("window_rope_base", "rope_original_context", "rope_attention_factor"),
+        *("rope_low_rotations", "rope_high_rotations"),
+    ]
+)
+IMPORTED_MODEL_TITLE = "RoPE as in imported models (`glasslm import` sets it; others need none)"
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,11 @@ def list_groups(
             own.append(_describe_field(field.name, hints[field.name], text, value))
     if flags_class.__module__.startswith("glasslm.config"):
         own = [dataclasses.replace(flag, is_common=flag.field in COMMON_FIELDS) for flag in own]
-    if own:
-        yield Group(title, tuple(own))
+    imported = tuple(flag for flag in own if flag.field in IMPORTED_MODEL_FIELDS)
+    if rest := tuple(flag for flag in own if flag not in imported):
+        yield Group(title, rest)
+    if imported:
+        yield Group(IMPORTED_MODEL_TITLE, imported)
     for kind, value in nested:
         first_sentence = (inspect.getdoc(kind) or "").partition(".")[0]
         yield from list_groups(kind, value, " ".join(first_sentence.split()))
