@@ -77,6 +77,7 @@ def train(folder: Path, args: argparse.Namespace) -> dict[str, Run]:
     """Train all runs; returns them by name."""
     text = {"text_file": args.text_file} if args.text_file else {"corpus": "shakespeare"}
     common = text | {
+        "preset": "tiny",
         "val_fraction": 0.02,
         "sample_interval": 0,
         "engine": "numpy",

@@ -43,9 +43,10 @@ COMPARED_KINDS = ("step", "eval", "sample")
 
 # Flags of every run; a configuration's own flags come after these and override them.
 TRAIN_FLAGS = """
-    --text-file text.txt --d-model 32 --n-layers 2 --n-heads 4 --block-size 32 --batch-size 4
-    --max-steps 12 --warmup-steps 2 --eval-interval 6 --log-interval 1 --sample-interval 12
-    --checkpoint-interval 4 --keep 100 --device cpu --precision fp32 --threads 1 --compile off
+    --preset tiny --text-file text.txt --d-model 32 --n-layers 2 --n-heads 4 --block-size 32
+    --batch-size 4 --max-steps 12 --warmup-steps 2 --eval-interval 6 --log-interval 1
+    --sample-interval 12 --checkpoint-interval 4 --keep 100 --device cpu --precision fp32
+    --threads 1 --compile off
 """
 # Flags of a run that is fine-tuned from a trained one, whose sizes it takes over.
 FINETUNE_FLAGS = """

@@ -32,8 +32,9 @@ from paired import heading
 
 GOAL_LOSS = 1.88
 GLASSLM_FLAGS = (
-    f"--stop-at-loss {GOAL_LOSS} --qk-norm --block-size 64 --batch-size 32 --max-steps 145 "
-    "--warmup-steps 15 --eval-interval 145 --sample-interval 0 --checkpoint-interval 1000"
+    f"--preset tiny --stop-at-loss {GOAL_LOSS} --qk-norm --block-size 64 --batch-size 32 "
+    "--max-steps 145 --warmup-steps 15 --eval-interval 145 --sample-interval 0 "
+    "--checkpoint-interval 1000"
 ).split()
 NANOGPT_FLAGS = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 "

@@ -26,7 +26,13 @@ from glasslm.inference.suites.random_texts import known_tokens, repeated_tokens
 from glasslm.report.figures import PRINT_PALETTE, add_legend, style_axes
 from glasslm.runs.run_folder import Run
 
-FEW_FILES = {"sample_interval": 0, "threads": 1, "engine": "numpy", "checkpoint_interval": 10**6}
+FEW_FILES = {
+    "preset": "tiny",
+    "sample_interval": 0,
+    "threads": 1,
+    "engine": "numpy",
+    "checkpoint_interval": 10**6,
+}
 
 
 def train(folder: Path, name: str, **flags: Any) -> Run:

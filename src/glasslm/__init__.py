@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glasslm import ops
+    from glasslm.config.default_recipe import DefaultRecipe
     from glasslm.config.schema import RunConfig
     from glasslm.course import learn
     from glasslm.inference.trained_model import Model
@@ -39,7 +40,7 @@ if not TYPE_CHECKING:
 
 def train(
     *,
-    preset: str = "tiny",
+    preset: str | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     engine: str = "auto",
     device: str = "auto",
@@ -55,7 +56,8 @@ def train(
     and KeyboardInterrupt is raised; `glasslm resume RUN` continues the run.
 
     Args:
-        preset: The configuration that `flags` change: one of those of `glasslm train --preset`.
+        preset: The configuration that `flags` change: one of those of `glasslm train --preset`. By
+            default quick, or what `max_time` chooses.
         run_dir: The folder of the run; by default a new one under ./runs.
         engine: "numpy", "torch" or "auto".
         device: "cpu", "cuda", "mps" or "auto".
@@ -100,16 +102,29 @@ def train(
     return _finished_run(outcome)
 
 
-def _default_config(preset: str, flags: dict[str, Any]) -> tuple[str, RunConfig]:
+def _default_config(preset: str | None, flags: dict[str, Any]) -> tuple[str, RunConfig]:
     """The config that flags change, and its name for run.json: a preset, or one of fine-tuning."""
-    from glasslm.config.presets import preset_config
+    from glasslm.config.default_recipe import DefaultRecipe
+    from glasslm.text import notify
     from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
 
-    config = preset_config(preset)
     if not flags.get("init_from"):
-        return preset, config
+        recipe = DefaultRecipe(preset) if preset else _choose_recipe(flags)
+        if chosen := recipe.describe():
+            notify(chosen)
+        return recipe.preset, recipe.config
     base = BaseRun(os.fspath(flags["init_from"]))
     return "finetuned", fine_tuning_config(base, with_adapters=bool(flags.get("lora_rank")))
+
+
+def _choose_recipe(flags: dict[str, Any]) -> DefaultRecipe:
+    """The recipe that flags without a preset change."""
+    from glasslm.config.default_recipe import default_recipe
+    from glasslm.config.schema import ALIASES
+
+    max_time = flags.get("max_time")
+    given = {ALIASES.get(name, name) for name in flags}
+    return default_recipe(max_time if isinstance(max_time, str) else None, given)
 
 
 def _format_call(arguments: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ from typing import Literal
 import pytest
 import tyro
 
-from glasslm.cli import COMMANDS
+import glasslm
+from glasslm.cli import COMMANDS, train
 from glasslm.cli.parsing import flag_value, parse
 from glasslm.cli.validation import list_arguments
 from glasslm.config.schema import ALIASES, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -130,6 +131,21 @@ def test_flag_value_reads_one_flag() -> None:
     assert flag_value("--preset", ["--lr", "1", "--preset", "small"], "tiny") == "small"
     assert flag_value("--preset", ["--preset=small"], "tiny") == "small"
     assert flag_value("--preset", ["--preset"], "tiny") == "tiny"
+
+
+def test_max_time_chooses_the_recipe_for_the_command_and_for_the_call() -> None:
+    for argv, preset in (
+        ([], "quick"),
+        (["--max-time=1h", "--lr", "1e-3"], "small"),
+        (["--max-time", "1h", "--preset", "tiny"], "tiny"),
+        (["--max-time", "1h", "--seq_len", "64"], "quick"),
+    ):
+        flags = train.parse(argv)
+        assert (train.choose_recipe(argv).preset, flags.preset) == (preset, preset)
+        assert flags.model.qk_norm == (preset != "tiny")
+    name, config = glasslm._default_config(None, {"max_time": "1h"})
+    assert (name, config) == ("small", train.choose_recipe(["--max-time", "1h"]).config)
+    assert glasslm._default_config(None, {"max_time": "1h", "seq_len": 64})[0] == "quick"
 
 
 def test_a_forgotten_path_is_refused() -> None:

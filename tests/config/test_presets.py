@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 
+from glasslm.config.default_recipe import default_recipe
 from glasslm.config.presets import PRESETS
 from glasslm.engines.choice import resolve_micro_batch_size
+from glasslm.errors import InputError
 from glasslm.model.parameters import parameter_table
 
 SYMBOLS = 65
@@ -39,7 +41,14 @@ def test_nanogpt_counts_what_nanogpt_prints() -> None:
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("tiny", 0.8), ("small", 3.2), ("medium", 12.4), ("nanogpt", 10.7), ("capstone-10m", 9.9)],
+    [
+        ("quick", 0.5),
+        ("tiny", 0.8),
+        ("small", 3.2),
+        ("medium", 12.4),
+        ("nanogpt", 10.7),
+        ("capstone-10m", 9.9),
+    ],
 )
 def test_published_sizes(name: str, millions: float) -> None:
     assert round(total_parameters(name) / 1e6, 1) == millions
@@ -48,9 +57,10 @@ def test_published_sizes(name: str, millions: float) -> None:
     assert f"{millions}M" in summary
 
 
-def test_the_default_stays_where_transformers_can_load_it() -> None:
-    """Llama's family: RMSNorm before, SwiGLU, rotation, no biases."""
-    model = PRESETS["tiny"]().model
+@pytest.mark.parametrize("name", ["quick", "tiny"])
+def test_the_default_stays_where_transformers_can_load_it(name: str) -> None:
+    """The families of Llama and Qwen3: RMSNorm before, SwiGLU, rotation, no biases."""
+    model = PRESETS[name]().model
     assert (model.norm, model.norm_position, model.feedforward, model.position) == (
         "rmsnorm",
         "pre",
@@ -64,3 +74,16 @@ def test_the_default_stays_where_transformers_can_load_it() -> None:
 def test_every_preset_resolves(name: str) -> None:
     run = PRESETS[name]().resolve()
     assert run.train.batch_size % resolve_micro_batch_size(run, "numpy") == 0
+
+
+def test_the_time_limit_chooses_the_recipe_where_no_size_is_given() -> None:
+    assert default_recipe(None).describe() == ""
+    short, long = default_recipe("2m"), default_recipe("1h")
+    assert (short.preset, short.config) == ("quick", PRESETS["quick"]())
+    assert long.preset == "small"
+    assert (long.config.model.qk_norm, long.config.model.dropout) == (True, 0.1)
+    assert "preset small with --qk-norm --dropout 0.1" in long.describe()
+    assert default_recipe("1h", ["d_model", "lr"]) == default_recipe(None)
+    assert default_recipe("1h", ["lr"]) == long
+    with pytest.raises(InputError, match="90s"):
+        default_recipe("soon")

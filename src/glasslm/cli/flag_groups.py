@@ -72,7 +72,7 @@ class RecipeFlags(ConfigFlags):
     """A preset and the flags that override it."""
 
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
-    """Named model with its recipe: tiny, small, medium, nanogpt, capstone or capstone-10m."""
+    """Named model and recipe: quick, tiny, small, medium, nanogpt, capstone or capstone-10m."""
 
 
 def compute_config(device: DeviceConfig) -> ComputeConfig:

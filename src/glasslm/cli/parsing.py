@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from glasslm.config.conversion import with_flags
 from glasslm.config.presets import preset_config
-from glasslm.config.schema import RunConfig
+from glasslm.config.schema import ALIASES, RunConfig
 from glasslm.errors import GlasslmError, InputError
 
 HELP_FLAGS = frozenset(["-h", "--help", "--help-all"])
@@ -79,6 +80,14 @@ def flag_value(flag: str, argv: list[str], default: str) -> str:
     return default
 
 
+def given_fields(argv: list[str]) -> set[str]:
+    """The names of the fields whose flags `argv` has; --no-bias is bias, --seq-len block_size."""
+    words = {word.partition("=")[0] for word in argv if word.startswith("--")}
+    names = {word[2:].replace("-", "_") for word in words}
+    names |= {name.removeprefix("no_") for name in names}
+    return {ALIASES.get(name, name) for name in names}
+
+
 def require_png(flag: str, path: Path | None) -> None:
     """Raise InputError for a picture that could not be written after minutes of work."""
     if path is not None and (
@@ -90,13 +99,19 @@ def require_png(flag: str, path: Path | None) -> None:
 
 
 def parse_over_preset(
-    flags_class: type[Flags], argv: list[str], program: str, description: str, default: str = "tiny"
+    flags_class: type[Flags],
+    argv: list[str],
+    program: str,
+    description: str,
+    default: str = "tiny",
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Flags:
     """The flags, with the preset that they name for those that are not given.
 
-    `flags_class` has the fields of RecipeFlags.
+    `flags_class` has the fields of RecipeFlags. `changes` are other defaults than the preset's.
     """
     name, preset = named_preset(argv, default)
+    preset = with_flags(preset, dict(changes))
     parts = {part.name: getattr(preset, part.name) for part in dataclasses.fields(preset)}
     make_flags: Callable[..., Flags] = flags_class
     return parse(flags_class, argv, program, description, make_flags(preset=name, **parts))

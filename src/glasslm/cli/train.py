@@ -8,7 +8,9 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from glasslm.cli.flag_groups import JsonFlag, RecipeFlags, TrackFlag
 from glasslm.cli.outcome import report_outcome
@@ -16,10 +18,14 @@ from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import ComputeConfig
 from glasslm.errors import InputError
 
+if TYPE_CHECKING:
+    from glasslm.config.default_recipe import DefaultRecipe
+
 DESCRIPTION = """Train a language model on raw text.
 
 Examples:
   glasslm train                 Shakespeare, two minutes on two cores
+  glasslm train --max-time 10m  the time chooses the preset
   glasslm train --text-file book.txt notes/ --tokenizer bpe --vocab-size 2048
   glasslm train --preset small --max-time 30m --position alibi
 
@@ -31,6 +37,9 @@ continues the run exactly."""
 class Flags(RecipeFlags):
     """The settings of a run."""
 
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = "quick"
+    """Named model and recipe: quick, tiny, small, medium, nanogpt, capstone or capstone-10m.
+    Without --preset and flags of the size, --max-time from 10m on chooses small."""
     run_dir: Annotated[Path | None, optional_flag("PATH", "a new one under ./runs")] = None
     """Folder of the run, which must not contain a run yet."""
     json: JsonFlag = False
@@ -39,9 +48,12 @@ class Flags(RecipeFlags):
 
 
 def main(argv: list[str]) -> int:
+    from glasslm.text import notify
     from glasslm.training import launch
 
     flags = parse(argv)
+    if chosen := choose_recipe(argv).describe():
+        notify(chosen)
     command = shlex.join(["glasslm", "train", *argv])
     outcome = launch.train(
         flags.config,
@@ -54,13 +66,28 @@ def main(argv: list[str]) -> int:
     return report_outcome(outcome, flags.json)
 
 
+def choose_recipe(argv: list[str]) -> DefaultRecipe:
+    """The preset that the flags name, or else the one that --max-time chooses."""
+    from glasslm.cli import parsing
+    from glasslm.config.default_recipe import DefaultRecipe, default_recipe
+
+    given = parsing.given_fields(argv)
+    if named := parsing.flag_value("--preset", argv, default=""):
+        return DefaultRecipe(named)
+    max_time = "" if "init_from" in given else parsing.flag_value("--max-time", argv, default="")
+    return default_recipe(max_time, given)
+
+
 def parse(argv: list[str]) -> Flags:
     """The flags, over the preset or over the recipe of --init-from."""
     from glasslm.cli import parsing
 
     base = parsing.flag_value("--init-from", argv, default="")
     if not base:
-        return parsing.parse_over_preset(Flags, argv, "glasslm train", DESCRIPTION)
+        recipe = choose_recipe(argv)
+        return parsing.parse_over_preset(
+            Flags, argv, "glasslm train", DESCRIPTION, recipe.preset, recipe.changes
+        )
     if parsing.flag_value("--preset", argv, default=""):
         raise InputError("both --preset and --init-from describe a model: give one of them")
     config = parsing.fine_tuning_recipe(base, argv)
