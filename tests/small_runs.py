@@ -132,6 +132,8 @@ def train_command(text: Path, run_dir: Path, **flags: Any) -> list[str]:
     given = SMALL | {"text_file": text, "run_dir": run_dir, "threads": 1} | flags
     return [
         "train",
+        "--preset",
+        "tiny",
         *(
             word
             for key, value in given.items()
