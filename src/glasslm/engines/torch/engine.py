@@ -43,6 +43,7 @@ from glasslm.engines.torch.precision import (
     TORCH_DTYPES,
     initial_loss_scale,
     master_dtype,
+    muon_dtype,
     next_loss_scale,
 )
 from glasslm.engines.torch.ranks import RankGroup
@@ -136,9 +137,8 @@ class TorchEngine:
     @memory_errors()
     def optimizer(self) -> Optimizer:
         """Created when training starts, because inference needs no moments."""
-        return Optimizer(
-            self.trained_parameters, self.table, self.config.optimizer, self.operations
-        )
+        config, dtype = self.config.optimizer, muon_dtype(self.precision)
+        return Optimizer(self.trained_parameters, self.table, config, self.operations, dtype)
 
     @torch.no_grad()
     def _zero_weights(self) -> None:

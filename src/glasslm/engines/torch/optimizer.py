@@ -1,7 +1,8 @@
 """The optimizers in PyTorch: its own fused AdamW, SGD with momentum, and a hand-written Muon.
 
-PyTorch's Muon computes in bfloat16. This one computes in the type of the weights, with the
-coefficients and the size of updates of the NumPy engine, so that both engines take the same steps.
+PyTorch's Muon always computes in bfloat16. This one does so at precision bf16 only. Otherwise it
+computes in the type of the weights, with the coefficients and the size of updates of the NumPy
+engine, so that both engines take the same steps.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class Optimizer:
         table: ParameterTable,
         config: OptimizerConfig,
         operations: Operations = BUILT_IN,
+        muon_dtype: torch.dtype = torch.float32,
     ) -> None:
+        """`muon_dtype` is the type of the factors in Muon's products; moments keep their own."""
+        self.muon_dtype = muon_dtype
         self.config, self.parameters, self.operations = config, parameters, operations
         self.decay = {
             name: config.weight_decay if spec.decay else 0.0 for name, spec in table.items()
@@ -116,7 +120,8 @@ class Optimizer:
             g = self._gradient(name)
             m = self.moments[f"muon.m/{name}"].mul_(momentum).add_(g)
             updates.append(gather_shards(m * momentum + g))
-        update = orthogonalize(torch.stack(updates))
+        stack = torch.stack(updates)
+        update = orthogonalize(stack.to(self.muon_dtype)).to(stack.dtype)
         update *= 0.2 * lr * math.sqrt(max(update.shape[1:]))
         for name, change in zip(names, update):
             self.parameters[name].sub_(shard_like(self.parameters[name], change))
@@ -138,9 +143,10 @@ class Optimizer:
 
 
 def orthogonalize(g: Tensor) -> Tensor:
-    """About U Vᵀ (n, O, I) for each g = U S Vᵀ of a stack (n, O, I).
+    """About U Vᵀ (n, O, I) for each g = U S Vᵀ of a stack (n, O, I), in the type of g.
 
-    The iteration is explained in engines/numpy/optimizer.py.
+    The iteration is explained in engines/numpy/optimizer.py. In bfloat16 the singular values come
+    into the same range, but singular vectors with values near zero are those of rounding errors.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[-2] > g.shape[-1]

@@ -23,6 +23,11 @@ def master_dtype(precision: Precision) -> torch.dtype:
     return torch.float64 if precision == "fp64" else torch.float32
 
 
+def muon_dtype(precision: Precision) -> torch.dtype:
+    """The type of the factors in Muon's products: bfloat16 at bf16, else that of the weights."""
+    return torch.bfloat16 if precision == "bf16" else master_dtype(precision)
+
+
 def initial_loss_scale(precision: Precision, saved: float = 1.0) -> float:
     """The scale of the first step: `saved`, unless that is 1, the scale of another precision."""
     if precision != "fp16":
