@@ -7,6 +7,7 @@ result do not depend on the number of threads.
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -27,9 +28,10 @@ from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.engines.numpy import ops, optimizer
 from glasslm.engines.numpy.blas_limit import one_blas_thread
 from glasslm.engines.numpy.buffer_pool import BufferPool
+from glasslm.engines.numpy.column_pieces import MIN_ROWS, ColumnPieces, has_small_products
 from glasslm.engines.numpy.forward_context import ActivationRecorder
 from glasslm.engines.numpy.inference import read_tokens
-from glasslm.engines.numpy.kv_cache import KVCache
+from glasslm.engines.numpy.kv_cache import KVCache, active_parts
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.operations import make_operations
 from glasslm.engines.numpy.ops import Array
@@ -43,8 +45,9 @@ from glasslm.engines.state import AVERAGE, MOMENTS, average_decay, moment_kind, 
 from glasslm.engines.token_ids import require_token_ids
 from glasslm.model.parameters import parameter_table
 
-# Rows that one thread reads into a cache at once. Each row of a product of 4, 8 or 16 rows has the
-# same bits in every place and beside any other rows, with all kernels of OpenBLAS (docs/log.md).
+# Rows that one thread reads into a cache at once, at most. Each row of a product of 4, 8 or 16 rows
+# has the same bits in every place and beside any other rows, with all kernels of OpenBLAS
+# (docs/log.md); in products by pieces, of 2 to 16 rows.
 CACHE_ROWS_PER_THREAD = 16
 READOUT_ROWS = 256  # whose logits a thread computes at once
 
@@ -77,7 +80,6 @@ class NumpyEngine:
         )
         self.micro_batch_size = resolve_micro_batch_size(config, "numpy")
         self.rows_at_once = threads * self.micro_batch_size
-        self.row_tile = CACHE_ROWS_PER_THREAD
         self._trained_specs = {name: spec for name, spec in self.table.items() if spec.trained}
         self._coefficients = coefficients(config)
         self._gradients: Weights | None = None  # allocated when training starts
@@ -90,6 +92,11 @@ class NumpyEngine:
         self._buffers = BufferPool(dtype)
         self._threads = ThreadPoolExecutor(threads) if threads > 1 else None
         self._blas = ThreadpoolController().select(user_api="blas").lib_controllers
+        # With pieces the bits of a row do not depend on the number of rows, so a tile can be small.
+        shapes = [spec.shape for spec in self.table.values()]
+        self._has_pieces = has_small_products(self._blas, shapes) and not self.operations.replaced
+        self.row_tile = MIN_ROWS if self._has_pieces else CACHE_ROWS_PER_THREAD
+        self._pieced_model: Model | None = None  # made when several texts are generated
 
     def accumulate(self, batch: Batch, weight: float) -> Losses:
         """Engine.accumulate."""
@@ -219,6 +226,7 @@ class NumpyEngine:
         clip = self.config.optimizer.grad_clip
         scale = min(1.0, clip / norm) if clip and norm else 1.0
         self.updates += 1
+        self._pieced_model = None
         pieces = self._update_pieces(self._gradients, lr, scale)
         with call_site(f"update {self.updates}"):
             for _ in self._map_on_threads(lambda piece: piece(), pieces):
@@ -303,19 +311,28 @@ class NumpyEngine:
         """Engine.logits: tokens (B, T), counts (B,) -> logits (B, V), or with `every` (B, T, V)."""
         require_token_ids(self.vocab_size, tokens)
         counts = np.asarray(counts, np.int64)
-        if len(tokens) <= CACHE_ROWS_PER_THREAD:  # usually a single row, where each call counts
+        model, tile = self.eval_model, CACHE_ROWS_PER_THREAD
+        if self._has_pieces and tokens.shape[1] == 1 and len(tokens) > 1:
+            model, tile = self._model_with_pieces(), self.row_tile
+        if len(tokens) == 1:  # the usual case, where each call counts
             with one_blas_thread(self._blas):
-                return read_tokens(self.eval_model, tokens, cache, counts, every)
+                return read_tokens(model, tokens, cache, counts, every)
 
         def compute_part(part: slice) -> Array:
-            part_cache = cache.part(part)
-            if not counts[part].any():
-                shape = (len(counts[part]), *tokens.shape[1:] * every, self.vocab_size)
-                return np.zeros(shape, self.dtype)
-            return read_tokens(self.eval_model, tokens[part], part_cache, counts[part], every)
+            return read_tokens(model, tokens[part], cache.part(part), counts[part], every)
 
-        parts = chunks(len(tokens), CACHE_ROWS_PER_THREAD)
-        return np.concatenate(list(self._map_on_threads(compute_part, parts)))
+        logits = np.zeros((len(tokens), *tokens.shape[1:] * every, self.vocab_size), self.dtype)
+        parts = active_parts(counts.tolist(), tile, CACHE_ROWS_PER_THREAD)
+        for part, part_logits in zip(parts, self._map_on_threads(compute_part, parts)):
+            logits[part] = part_logits
+        return logits
+
+    def _model_with_pieces(self) -> Model:
+        """eval_model, whose matrices are multiplied by pieces until the weights change."""
+        if self._pieced_model is None:
+            self._pieced_model = copy.copy(self.eval_model)
+            self._pieced_model.pieces = ColumnPieces()
+        return self._pieced_model
 
     def state(self) -> Iterator[tuple[str, Array]]:
         """Engine.state."""
@@ -330,7 +347,7 @@ class NumpyEngine:
     def load(self, state: State | LazyArrays, updates: int = 0, loss_scale: float = 1.0) -> None:
         """Engine.load."""
         weights, moments, averages = read_state(state, self.table, self.config.optimizer)
-        self._moments = {}
+        self._moments, self._pieced_model = {}, None
         for key, array in moments.items():
             which, _, name = key.rpartition("/")
             self._moment(which)[name][...] = array
@@ -345,8 +362,10 @@ class NumpyEngine:
         self, function: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[Result]:
         """function(item) of each item, computed on all threads, in the order of the items."""
+        items = list(items)
+        threads = self._threads if len(items) > 1 else None
         with one_blas_thread(self._blas):
-            yield from self._threads.map(function, items) if self._threads else map(function, items)
+            yield from threads.map(function, items) if threads else map(function, items)
 
 
 def chunks(size: int, chunk: int) -> list[slice]:

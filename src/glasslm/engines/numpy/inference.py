@@ -6,7 +6,7 @@ V vocabulary.
 
 With one token at a time, a call of NumPy costs as much as its arithmetic: hence `dot`, which is
 half a microsecond faster than `@`, for products. OpenBLAS is slow for few rows and fast for few
-columns: hence a product of a few rows is computed transposed.
+columns: hence a product of a few rows is computed transposed, or by column_pieces.py.
 """
 
 from __future__ import annotations
@@ -347,6 +347,8 @@ def _product(model: Model, x: Array, w: Array) -> Array:
     replaced = model.operations.replaced  # usually empty, and this is called for each product
     if replaced and "linear" in replaced:
         return replaced["linear"](x, w, model.empty)[0]
+    if model.pieces is not None and len(x) > 1:
+        return model.pieces.product(x, w)
     if 1 < len(x) <= MAX_TRANSPOSED_ROWS:
         return np.ascontiguousarray(w.dot(x.T).T)
     y: Array = x.dot(w.T)

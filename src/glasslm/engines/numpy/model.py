@@ -21,6 +21,7 @@ from glasslm.engines.documents import document_starts
 from glasslm.engines.inspection import GRADIENT_PREFIX
 from glasslm.engines.numpy import ops
 from glasslm.engines.numpy.attention import attention, rope
+from glasslm.engines.numpy.column_pieces import ColumnPieces
 from glasslm.engines.numpy.flash import flash_attention, uses_flash
 from glasslm.engines.numpy.forward_context import ActivationRecorder, ForwardContext
 from glasslm.engines.numpy.layers import Backward, Gradients, Layers
@@ -37,6 +38,8 @@ Sublayer = Callable[[Array], tuple[Array, Backward]]
 
 class Model(Layers):
     """Forward and backward of the model. It computes with `weights` and never changes them."""
+
+    pieces: ColumnPieces | None = None  # for single tokens of several texts, in inference.py
 
     def __init__(
         self, config: ModelConfig, weights: Weights, operations: Operations = BUILT_IN
