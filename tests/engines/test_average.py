@@ -22,7 +22,7 @@ from glasslm.engines.protocol import Batch
 from glasslm.inference.evaluation import evaluate
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint, run_folder
-from glasslm.training import launch
+from glasslm.training import launch, sample_line
 from small_runs import (
     COMPUTE,
     ignore_message,
@@ -33,6 +33,7 @@ from small_runs import (
     write_text,
 )
 
+pytestmark = pytest.mark.usefixtures("short_samples")
 Array = np.ndarray[Any, Any]
 V, B, T = 11, 4, 6
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=2, d_ff=24, block_size=T)
@@ -290,7 +291,9 @@ def test_what_is_evaluated_and_written_is_the_average(run: run_folder.Run) -> No
     sample = logged_lines(run.path, "sample")[-1]
     assert sample["step"] == 12
     assert (
-        model.generate("", 200, temperature=sample["temperature"], seed=sample["seed"])
+        model.generate(
+            "", sample_line.SAMPLE_TOKENS, temperature=sample["temperature"], seed=sample["seed"]
+        )
         == sample["text"]
     )
 
