@@ -16,7 +16,7 @@ from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.engines import choice
 from glasslm.engines.protocol import Engine
 from glasslm.runs import run_folder
-from glasslm.training import launch
+from glasslm.training import launch, sample_line
 from glasslm.training.outcome import Outcome
 from small_runs import (
     comparable_results,
@@ -36,6 +36,7 @@ from glasslm.engines.torch import hardware  # noqa: E402
 from glasslm.engines.torch import precision as torch_precision  # noqa: E402
 from small_runs import interrupt_at  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("short_samples")
 NUMPY = ComputeConfig(engine="numpy", threads=1)
 TORCH = ComputeConfig(engine="torch", device="cpu", precision="fp32", threads=1)
 ENGINES = {"numpy": NUMPY, "torch": TORCH}
@@ -126,7 +127,8 @@ def test_both_engines_train_the_same_model(uninterrupted: dict[str, Path]) -> No
             assert {key: same[key] for key in numbers} == pytest.approx(numbers, rel=1e-9)
             assert same | numbers == line
     assert logged_lines(by_numpy, "sample") == logged_lines(by_torch, "sample")
-    assert [len(line["text"]) for line in logged_lines(by_numpy, "sample")] == [200, 200]
+    samples = [len(line["text"]) for line in logged_lines(by_numpy, "sample")]
+    assert samples == [sample_line.SAMPLE_TOKENS] * 2
     assert (
         run_folder.Run(by_numpy).record["engine"],
         run_folder.Run(by_torch).record["engine"],
