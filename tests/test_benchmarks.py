@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-LIBRARIES = {"nanogpt", "paired"}
+LIBRARIES = {"jax_peer", "nanogpt", "paired"}
 # These are not run here; mypy checks them.
 NEED_NANOGPT = {"gpu_speed", "time_to_loss", "torch_speed"}
 NEED_CHROMIUM = {"page_speed"}  # the same

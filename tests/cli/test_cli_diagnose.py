@@ -116,7 +116,7 @@ def test_a_step_is_replayed_as_it_is_asked_for(
     ("arguments", "message"),
     [
         (["--replay", "3"], "glasslm diagnose RUN --replay STEP"),
-        (["--preset", "huge"], "choose from tiny"),
+        (["--preset", "huge"], "choose from quick, tiny"),
         (["{run}", "--lr", "1"], "RUN has its own settings"),
         (["{run}", "--preset", "small"], "RUN has its own settings"),
         (["--json", "{run}"], "RUN comes first"),

@@ -79,7 +79,8 @@ def wait_for(process: subprocess.Popen[str]) -> tuple[int, str]:
 def make_flags(text: Path, run_dir: Path, **changes: object) -> list[str]:
     settings = (
         FLAGS
-        | {"text_file": text, "run_dir": run_dir, "engine": "torch", "precision": "fp64"}
+        | {"preset": "tiny", "text_file": text, "run_dir": run_dir}
+        | {"engine": "torch", "precision": "fp64"}
         | changes
     )
     return [
