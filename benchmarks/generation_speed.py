@@ -25,7 +25,7 @@ from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ModelConfig, RunConfig
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.model.parameters import initial_weights
-from train_speed import TorchPeer
+from train_speed import TorchPeer, join_weights
 
 
 class CachedPeer(TorchPeer):
@@ -94,7 +94,7 @@ def main() -> None:
     }
     engine.load(weights.items())
     torch.set_num_threads(args.threads)
-    peer = CachedPeer(config.model, weights).eval()
+    peer = CachedPeer(config.model, join_weights(config.model, weights)).eval()
     tokens = np.random.default_rng(0).integers(0, V, T)
     arrays, tensors = [np.array([[t]]) for t in tokens], [torch.tensor([t]) for t in tokens]
 
