@@ -1,7 +1,7 @@
 """The rmsnorm + rope + swiglu model with tied embeddings in JAX, with AdamW, as one jitted step.
 
-It needs jax, which is no dependency of glasslm: pip install jax. This machine's CPU is used as jax
-uses it by default, with all its cores.
+It needs jax, which is no dependency of glasslm: pip install jax. It uses the cores as jax does by
+default: all of them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,23 @@ import numpy as np
 
 from glasslm.config.schema import ModelConfig
 
-LR, BETA1, BETA2, EPS, WEIGHT_DECAY = 1e-3, 0.9, 0.95, 1e-8, 0.1
+EPS = 1e-8  # of AdamW, as in PyTorch
 Weights = dict[str, Any]
 
 
 class JaxPeer:
     """A training step of the model that TorchPeer describes too."""
 
-    def __init__(self, c: ModelConfig, arrays: dict[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        c: ModelConfig,
+        arrays: dict[str, np.ndarray],
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+    ) -> None:
         """`arrays`: the weights, named as in TorchPeer."""
-        self.c = c
+        self.c, self.lr, self.betas, self.weight_decay = c, lr, betas, weight_decay
         weights: Weights = {name: jnp.asarray(array) for name, array in arrays.items()}
         m, v = jax.tree.map(jnp.zeros_like, weights), jax.tree.map(jnp.zeros_like, weights)
         self.state = (weights, m, v, jnp.zeros((), jnp.int32))
@@ -67,14 +74,14 @@ class JaxPeer:
     def _step(self, state: Any, tokens: Any, targets: Any) -> Any:
         weights, m, v, count = state
         loss, gradient = jax.value_and_grad(self.loss)(weights, tokens, targets)
-        count = count + 1
-        m = jax.tree.map(lambda m, g: BETA1 * m + (1 - BETA1) * g, m, gradient)
-        v = jax.tree.map(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, v, gradient)
-        m_scale, v_scale = 1 / (1 - BETA1**count), 1 / (1 - BETA2**count)
+        count, (beta1, beta2) = count + 1, self.betas
+        m = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, m, gradient)
+        v = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, v, gradient)
+        m_scale, v_scale = 1 / (1 - beta1**count), 1 / (1 - beta2**count)
 
         def update(w: Any, m: Any, v: Any) -> Any:
             direction = m * m_scale / (jnp.sqrt(v * v_scale) + EPS)
-            return w - LR * (direction + WEIGHT_DECAY * w)
+            return w - self.lr * (direction + self.weight_decay * w)
 
         return (jax.tree.map(update, weights, m, v), m, v, count), loss
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glasslm import ops
-    from glasslm.config.default_recipe import DefaultRecipe
     from glasslm.config.schema import RunConfig
     from glasslm.course import learn
     from glasslm.inference.trained_model import Model
@@ -104,27 +103,23 @@ def train(
 
 def _default_config(preset: str | None, flags: dict[str, Any]) -> tuple[str, RunConfig]:
     """The config that flags change, and its name for run.json: a preset, or one of fine-tuning."""
-    from glasslm.config.default_recipe import DefaultRecipe
+    from glasslm.config.recipe import choose_recipe
+    from glasslm.config.schema import ALIASES
+    from glasslm.errors import InputError
     from glasslm.text import notify
     from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
 
     if not flags.get("init_from"):
-        recipe = DefaultRecipe(preset) if preset else _choose_recipe(flags)
+        given = {ALIASES.get(name, name) for name in flags}
+        max_time = flags.get("max_time")
+        recipe = choose_recipe(preset, max_time if isinstance(max_time, str) else None, given)
         if chosen := recipe.describe():
             notify(chosen)
         return recipe.preset, recipe.config
+    if preset is not None:
+        raise InputError("both preset and init_from describe a model: give one of them")
     base = BaseRun(os.fspath(flags["init_from"]))
     return "finetuned", fine_tuning_config(base, with_adapters=bool(flags.get("lora_rank")))
-
-
-def _choose_recipe(flags: dict[str, Any]) -> DefaultRecipe:
-    """The recipe that flags without a preset change."""
-    from glasslm.config.default_recipe import default_recipe
-    from glasslm.config.schema import ALIASES
-
-    max_time = flags.get("max_time")
-    given = {ALIASES.get(name, name) for name in flags}
-    return default_recipe(max_time if isinstance(max_time, str) else None, given)
 
 
 def _format_call(arguments: dict[str, Any]) -> str:

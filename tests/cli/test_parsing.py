@@ -11,8 +11,8 @@ import pytest
 import tyro
 
 import glasslm
-from glasslm.cli import COMMANDS, train
-from glasslm.cli.parsing import flag_value, parse
+from glasslm.cli import COMMANDS, diagnose, train
+from glasslm.cli.parsing import choose_recipe, flag_value, parse
 from glasslm.cli.validation import list_arguments
 from glasslm.config.schema import ALIASES, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from glasslm.errors import InputError
@@ -139,13 +139,20 @@ def test_max_time_chooses_the_recipe_for_the_command_and_for_the_call() -> None:
         (["--max-time=1h", "--lr", "1e-3"], "small"),
         (["--max-time", "1h", "--preset", "tiny"], "tiny"),
         (["--max-time", "1h", "--seq_len", "64"], "quick"),
+        (["--max-time", "1h", "--no-qk-norm"], "small"),
     ):
         flags = train.parse(argv)
-        assert (train.choose_recipe(argv).preset, flags.preset) == (preset, preset)
-        assert flags.model.qk_norm == (preset != "tiny")
+        assert (choose_recipe(argv).preset, flags.preset) == (preset, preset)
+        assert diagnose.parse(argv).config == flags.config
+        assert flags.model.qk_norm == (preset != "tiny" and "--no-qk-norm" not in argv)
     name, config = glasslm._default_config(None, {"max_time": "1h"})
-    assert (name, config) == ("small", train.choose_recipe(["--max-time", "1h"]).config)
+    assert (name, config) == ("small", choose_recipe(["--max-time", "1h"]).config)
     assert glasslm._default_config(None, {"max_time": "1h", "seq_len": 64})[0] == "quick"
+
+
+def test_a_preset_beside_a_base_is_refused_by_the_call_as_by_the_command() -> None:
+    with pytest.raises(InputError, match="both preset and init_from"):
+        glasslm.train(preset="tiny", init_from="runs/none")
 
 
 def test_a_forgotten_path_is_refused() -> None:

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from glasslm.config.default_recipe import default_recipe
 from glasslm.config.presets import PRESETS
+from glasslm.config.recipe import choose_recipe
 from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.errors import InputError
 from glasslm.model.parameters import parameter_table
@@ -77,13 +77,21 @@ def test_every_preset_resolves(name: str) -> None:
 
 
 def test_the_time_limit_chooses_the_recipe_where_no_size_is_given() -> None:
-    assert default_recipe(None).describe() == ""
-    short, long = default_recipe("2m"), default_recipe("1h")
+    assert choose_recipe(None).describe() == ""
+    short, long = choose_recipe(None, "2m"), choose_recipe(None, "1h")
     assert (short.preset, short.config) == ("quick", PRESETS["quick"]())
     assert long.preset == "small"
     assert (long.config.model.qk_norm, long.config.model.dropout) == (True, 0.1)
     assert "preset small with --qk-norm --dropout 0.1" in long.describe()
-    assert default_recipe("1h", ["d_model", "lr"]) == default_recipe(None)
-    assert default_recipe("1h", ["lr"]) == long
+    assert choose_recipe(None, "1h", ["d_model", "lr"]) == choose_recipe(None)
+    assert choose_recipe(None, "1h", ["init_from"]) == choose_recipe(None)
+    assert choose_recipe(None, "1h", ["lr"]) == long
+    assert choose_recipe("nanogpt", "1h").describe() == ""
     with pytest.raises(InputError, match="90s"):
-        default_recipe("soon")
+        choose_recipe(None, "soon")
+
+
+def test_a_recipe_leaves_given_fields_alone_and_does_not_name_them() -> None:
+    recipe = choose_recipe(None, "1h", ["dropout"])
+    assert recipe.changes == {"qk_norm": True}
+    assert "dropout" not in recipe.describe()

@@ -11,8 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from glasslm.config import recipe
 from glasslm.config.conversion import with_flags
 from glasslm.config.presets import preset_config
+from glasslm.config.recipe import Recipe
 from glasslm.config.schema import ALIASES, RunConfig
 from glasslm.errors import GlasslmError, InputError
 
@@ -115,6 +117,13 @@ def parse_over_preset(
     parts = {part.name: getattr(preset, part.name) for part in dataclasses.fields(preset)}
     make_flags: Callable[..., Flags] = flags_class
     return parse(flags_class, argv, program, description, make_flags(preset=name, **parts))
+
+
+def choose_recipe(argv: list[str]) -> Recipe:
+    """The recipe that `glasslm train` takes with these flags."""
+    preset = flag_value("--preset", argv, default="") or None
+    max_time = flag_value("--max-time", argv, default="")
+    return recipe.choose_recipe(preset, max_time, given_fields(argv))
 
 
 def named_preset(argv: list[str], default: str = "tiny") -> tuple[str, RunConfig]:

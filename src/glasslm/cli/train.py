@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -17,9 +17,6 @@ from glasslm.cli.outcome import report_outcome
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import ComputeConfig
 from glasslm.errors import InputError
-
-if TYPE_CHECKING:
-    from glasslm.config.default_recipe import DefaultRecipe
 
 DESCRIPTION = """Train a language model on raw text.
 
@@ -39,7 +36,8 @@ class Flags(RecipeFlags):
 
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = "quick"
     """Named model and recipe: quick, tiny, small, medium, nanogpt, capstone or capstone-10m.
-    Without --preset and flags of the size, --max-time from 10m on chooses small."""
+    Without --preset, --init-from and a flag such as --d-model or --seq-len, --max-time of 10m or
+    more chooses small."""
     run_dir: Annotated[Path | None, optional_flag("PATH", "a new one under ./runs")] = None
     """Folder of the run, which must not contain a run yet."""
     json: JsonFlag = False
@@ -48,11 +46,12 @@ class Flags(RecipeFlags):
 
 
 def main(argv: list[str]) -> int:
+    from glasslm.cli import parsing
     from glasslm.text import notify
     from glasslm.training import launch
 
     flags = parse(argv)
-    if chosen := choose_recipe(argv).describe():
+    if chosen := parsing.choose_recipe(argv).describe():
         notify(chosen)
     command = shlex.join(["glasslm", "train", *argv])
     outcome = launch.train(
@@ -66,25 +65,13 @@ def main(argv: list[str]) -> int:
     return report_outcome(outcome, flags.json)
 
 
-def choose_recipe(argv: list[str]) -> DefaultRecipe:
-    """The preset that the flags name, or else the one that --max-time chooses."""
-    from glasslm.cli import parsing
-    from glasslm.config.default_recipe import DefaultRecipe, default_recipe
-
-    given = parsing.given_fields(argv)
-    if named := parsing.flag_value("--preset", argv, default=""):
-        return DefaultRecipe(named)
-    max_time = "" if "init_from" in given else parsing.flag_value("--max-time", argv, default="")
-    return default_recipe(max_time, given)
-
-
 def parse(argv: list[str]) -> Flags:
     """The flags, over the preset or over the recipe of --init-from."""
     from glasslm.cli import parsing
 
     base = parsing.flag_value("--init-from", argv, default="")
     if not base:
-        recipe = choose_recipe(argv)
+        recipe = parsing.choose_recipe(argv)
         return parsing.parse_over_preset(
             Flags, argv, "glasslm train", DESCRIPTION, recipe.preset, recipe.changes
         )

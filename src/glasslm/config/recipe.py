@@ -1,4 +1,4 @@
-"""The recipe of a run whose flags name no preset: --max-time chooses it."""
+"""The recipe of a new run: the preset that its flags name, or the one that --max-time chooses."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from glasslm.config.units import parse_duration
 SIZE_FIELDS = frozenset(
     ["d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "block_size", "n_experts"]
 )
+LONG_RUN_CHANGES = {"qk_norm": True, "dropout": 0.1}  # of the preset small
 LONG_RUN_MIN_S = 600.0  # the shortest time that the larger model was measured at (docs/log.md)
 
 
 @dataclass(frozen=True)
-class DefaultRecipe:
+class Recipe:
     """A preset with changed settings, and the time limit that chose it, if one did."""
 
     preset: str
@@ -43,13 +44,18 @@ class DefaultRecipe:
         return f"--max-time {self.max_time}: {recipe} (choose another one with --preset)"
 
 
-def default_recipe(max_time: str | None, given: Collection[str] = ()) -> DefaultRecipe:
-    """The recipe of a run that takes `max_time`, with the fields `given` by flags.
+def choose_recipe(
+    preset: str | None, max_time: str | None = None, given: Collection[str] = ()
+) -> Recipe:
+    """The recipe of a new run. `given` are the fields of its flags, which a recipe leaves alone.
 
     Raises InputError for a time that is no duration.
     """
-    if not max_time or SIZE_FIELDS & set(given):
-        return DefaultRecipe("quick")
+    if preset is not None:
+        return Recipe(preset)
+    if not max_time or (SIZE_FIELDS | {"init_from"}) & set(given):
+        return Recipe("quick")
     if parse_duration(max_time) < LONG_RUN_MIN_S:
-        return DefaultRecipe("quick", max_time=max_time)
-    return DefaultRecipe("small", {"qk_norm": True, "dropout": 0.1}, max_time)
+        return Recipe("quick", max_time=max_time)
+    changes = {name: value for name, value in LONG_RUN_CHANGES.items() if name not in given}
+    return Recipe("small", changes, max_time)
