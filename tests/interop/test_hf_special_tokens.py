@@ -211,6 +211,53 @@ def test_settings_of_other_types_are_ignored(foreign: Path, settings: Any) -> No
     assert "eos_token" not in hf.read(foreign).token_settings
 
 
+A, B = ({"Sequence": {"id": text, "type_id": 0}} for text in "AB")
+BEGIN, FINISH = ({"SpecialToken": {"id": token, "type_id": 0}} for token in ("<s>", "</s>"))
+
+
+def write_post_processor(folder: Path, step: dict[str, Any]) -> None:
+    content = read_json(folder / "tokenizer.json") | {"post_processor": step}
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def template(*single: dict[str, Any]) -> dict[str, Any]:
+    """The library accepts each of the pieces, and some that it cannot compute."""
+    known = {"<s>": {"id": "<s>", "ids": [271], "tokens": ["<s>"]}}
+    return {
+        "type": "TemplateProcessing", "single": single, "pair": [A, B], "special_tokens": known,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        (template(BEGIN), "'single' of its post_processor has 0 texts"),
+        (template(BEGIN, A, A), "'single' of its post_processor has 2 texts"),
+        (template(BEGIN, B), "expected the text A once"),
+        (template(A, FINISH), "'special_tokens' of its post_processor has no '</s>'"),
+        ({"type": "Sequence", "processors": [template()]}, "has 0 texts"),
+    ],
+)
+def test_a_template_that_gives_no_text_once_is_refused(
+    foreign: Path, step: dict[str, Any], reason: str
+) -> None:
+    write_post_processor(foreign, step)
+    with pytest.raises(DamagedError, match=f"tokenizer.json is damaged: .*{reason}"):
+        hf.read(foreign)
+
+
+def test_an_import_notes_the_tokens_around_each_text(
+    foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = {"type": "BertProcessing", "cls": ["<s>", 271], "sep": ["</s>", 272]}
+    write_post_processor(foreign, {"type": "Sequence", "processors": [both]})
+    assert cli.main(["import", str(foreign), "--run-dir", str(tmp_path / "run")]) == 0
+    notes = capsys.readouterr().err
+    assert "note: transformers begins each text of this model with <s>" in notes
+    assert "note: transformers ends each text of this model with </s>" in notes
+    assert transformers.AutoTokenizer.from_pretrained(foreign)("")["input_ids"] == [271, 272]
+
+
 # -- GGUF ------------------------------------------------------------------------------------------
 
 

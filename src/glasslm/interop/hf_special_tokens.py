@@ -76,7 +76,7 @@ def read_settings(
 
     `config` is the content of config.json, `ids` token -> id, `post_processor` that of
     tokenizer.json. Values of another type are ignored, as is a token that the vocabulary does not
-    have. Raises DamagedError for a damaged file.
+    have. Raises DamagedError for a damaged file, also for a post-processor that gives no text once.
     """
     tokenizer_config = _read_object(folder / TOKENIZER_CONFIG_FILE)
     token_map = _read_object(folder / SPECIAL_TOKENS_FILE)
@@ -94,7 +94,8 @@ def read_settings(
         settings["split_special_tokens"] = True
     if (side := tokenizer_config.get("padding_side")) in ("left", "right"):
         settings["padding_side"] = side
-    settings |= _added_tokens(settings, tokenizer_config, post_processor, ids)
+    around = _template_tokens(post_processor or {}, folder / "tokenizer.json")
+    settings |= _added_tokens(settings, tokenizer_config, around, ids)
     if template := _chat_template(folder, tokenizer_config):
         settings["chat_template"] = template
     ends = _ids(generation, "eos_token_id") or _ids(config, "eos_token_id")
@@ -107,14 +108,15 @@ def read_settings(
 def _added_tokens(
     settings: TokenSettings,
     tokenizer_config: dict[str, Any],
-    post_processor: Any,
+    around: tuple[list[str], list[str]],
     ids: dict[str, int],
 ) -> TokenSettings:
     """The tokens before and after each text of AutoTokenizer, where there are any.
 
-    add_bos_token and add_eos_token of tokenizer_config.json win over the post-processor.
+    add_bos_token and add_eos_token of tokenizer_config.json win over those of the post-processor,
+    which are `around`.
     """
-    before, after = _template_tokens(post_processor or {})
+    before, after = around
     flags = [tokenizer_config.get(name) for name in ("add_bos_token", "add_eos_token")]
     if any(type(flag) is bool for flag in flags):
         before, after = (
@@ -125,26 +127,36 @@ def _added_tokens(
     return {name: tokens for name, tokens in named.items() if tokens and ids.keys() >= set(tokens)}
 
 
-def _template_tokens(step: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The tokens that a post-processor of the tokenizers library puts before and after a text."""
+def _template_tokens(step: dict[str, Any], file: Path) -> tuple[list[str], list[str]]:
+    """The tokens that a post-processor of the tokenizers library puts before and after a text.
+
+    The library has checked its types. It accepts templates with which it then panics.
+    """
     match step.get("type"):
         case "Sequence":
             before: list[str] = []
             after: list[str] = []
             for part in step["processors"]:
-                first, last = _template_tokens(part)
+                first, last = _template_tokens(part, file)
                 before, after = [*first, *before], [*after, *last]
             return before, after
         case "TemplateProcessing":
-            place = next(i for i, piece in enumerate(step["single"]) if "Sequence" in piece)
-            sides = step["single"][:place], step["single"][place + 1 :]
+            single, known = step["single"], step["special_tokens"]
+            texts = [i for i, piece in enumerate(single) if "Sequence" in piece]
+            if len(texts) != 1 or single[texts[0]]["Sequence"]["id"] != "A":
+                raise DamagedError(
+                    f"{file} is damaged: 'single' of its post_processor has {len(texts)} texts, "
+                    "expected the text A once"
+                )
+            names = [piece["SpecialToken"]["id"] for piece in single if "SpecialToken" in piece]
+            if unknown := [name for name in names if name not in known]:
+                raise DamagedError(
+                    f"{file} is damaged: 'special_tokens' of its post_processor has no "
+                    f"{unknown[0]!r}, which 'single' adds"
+                )
+            sides = names[: texts[0]], names[texts[0] :]
             first, last = (
-                [
-                    token
-                    for piece in side
-                    for token in step["special_tokens"][piece["SpecialToken"]["id"]]["tokens"]
-                ]
-                for side in sides
+                [token for name in side for token in known[name]["tokens"]] for side in sides
             )
             return first, last
         case "BertProcessing" | "RobertaProcessing":

@@ -73,6 +73,11 @@ def import_model(
             f"note: transformers begins each text of this model with {added}, and glasslm adds no "
             "token: begin prompts and texts with it (a chat template writes it by itself)"
         )
+    if added := "".join(imported.token_settings.get("added_after", [])):
+        notify(
+            f"note: transformers ends each text of this model with {added}, and glasslm adds no "
+            "token: end whole texts with it, not prompts"
+        )
     hf.compare_import(imported, folder, notify)
     origin = _import_record(
         folder, imported.model_type, [folder / CONFIG_FILE, *weight_files(folder)]

@@ -28,7 +28,8 @@ class TokenizerRecord(TypedDict):
     kind: str
     vocab_size: Count
     sha256: str
-    # Of an imported model: roles of special tokens, chat template (interop/hf_special_tokens.py).
+    # Of an imported model: roles of special tokens, chat template, tokens around each text
+    # (interop/hf_special_tokens.py).
     transformers: NotRequired[dict[str, Any]]
     lossless: NotRequired[bool]  # whether its tokens decode to the text; absent in old runs
     lossy_reason: NotRequired[str]
