@@ -18,10 +18,10 @@ MODEL = ModelConfig(d_model=40, n_layers=2, n_heads=2, d_ff=72, block_size=8)
 TOKENS = np.random.default_rng(0).integers(0, V, (3, ROWS, 1))
 
 
-def build_engine(seed: int = 0, threads: int = 1) -> NumpyEngine:
+def build_engine(threads: int = 1, dtype: Any = np.float64) -> NumpyEngine:
     run = RunConfig(model=MODEL, train=TrainConfig(micro_batch_size=4)).resolve()
-    engine = NumpyEngine(run, V, threads, np.float64)
-    engine.load(initial_weights(engine.table, seed))
+    engine = NumpyEngine(run, V, threads, dtype)
+    engine.load(initial_weights(engine.table, 0))
     return engine
 
 
@@ -50,10 +50,11 @@ def test_pieces_give_the_product(shape: tuple[int, int], dtype: Any) -> None:
         np.testing.assert_allclose(y, x.astype(np.float64) @ w.T, rtol=0, atol=bound)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_row_has_the_same_bits_beside_any_number_of_rows(threads: int) -> None:
+def test_a_row_has_the_same_bits_beside_any_number_of_rows(threads: int, dtype: Any) -> None:
     """With every kernel of BLAS: the size of a tile is the engine's."""
-    engine = build_engine(threads=threads)
+    engine = build_engine(threads, dtype)
     alone = read_single_tokens(engine, ROWS, [5])
     for active in ([4, 5], [5, 30], [1, *range(3, 12)], list(range(ROWS))):
         logits = read_single_tokens(engine, ROWS, active)

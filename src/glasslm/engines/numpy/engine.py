@@ -31,7 +31,7 @@ from glasslm.engines.numpy.buffer_pool import BufferPool
 from glasslm.engines.numpy.column_pieces import MIN_ROWS, ColumnPieces, has_small_products
 from glasslm.engines.numpy.forward_context import ActivationRecorder
 from glasslm.engines.numpy.inference import read_tokens
-from glasslm.engines.numpy.kv_cache import KVCache, active_parts
+from glasslm.engines.numpy.kv_cache import KVCache
 from glasslm.engines.numpy.model import Model
 from glasslm.engines.numpy.operations import make_operations
 from glasslm.engines.numpy.ops import Array
@@ -371,3 +371,20 @@ class NumpyEngine:
 def chunks(size: int, chunk: int) -> list[slice]:
     """Slices of `chunk` rows or numbers that cover `size`; the last one may be shorter."""
     return [slice(start, start + chunk) for start in range(0, size, chunk)]
+
+
+def active_parts(counts: list[int], tile: int, max_rows: int) -> list[slice]:
+    """Slices of up to `max_rows` rows that hold each tile of rows with a count above 0.
+
+    >>> active_parts([1, 0, 0, 0, 1, 1, 0, 1], tile=2, max_rows=16)
+    [slice(0, 2, None), slice(4, 8, None)]
+    """
+    parts: list[slice] = []
+    for start in range(0, len(counts), tile):
+        stop = min(start + tile, len(counts))
+        if not any(counts[start:stop]):
+            continue
+        if parts and parts[-1].stop == start and stop - parts[-1].start <= max_rows:
+            start = parts.pop().start
+        parts.append(slice(start, stop))
+    return parts

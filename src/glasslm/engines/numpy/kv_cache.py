@@ -73,20 +73,3 @@ class KVCache:
         view._lengths = self._lengths[rows]
         view._last_starts = self._last_starts[rows]
         return view
-
-
-def active_parts(counts: list[int], tile: int, most: int) -> list[slice]:
-    """Slices of up to `most` rows that hold each tile of rows with a count above 0.
-
-    >>> active_parts([1, 0, 0, 0, 1, 1, 0, 1], tile=2, most=16)
-    [slice(0, 2, None), slice(4, 8, None)]
-    """
-    parts: list[slice] = []
-    for start in range(0, len(counts), tile):
-        stop = min(start + tile, len(counts))
-        if not any(counts[start:stop]):
-            continue
-        if parts and parts[-1].stop == start and stop - parts[-1].start <= most:
-            start = parts.pop().start
-        parts.append(slice(start, stop))
-    return parts

@@ -138,7 +138,7 @@ class TorchEngine:
     def optimizer(self) -> Optimizer:
         """Created when training starts, because inference needs no moments."""
         config, dtype = self.config.optimizer, muon_dtype(self.precision)
-        return Optimizer(self.trained_parameters, self.table, config, self.operations, dtype)
+        return Optimizer(self.trained_parameters, self.table, config, dtype, self.operations)
 
     @torch.no_grad()
     def _zero_weights(self) -> None:

@@ -31,8 +31,8 @@ class Optimizer:
         parameters: dict[str, nn.Parameter],
         table: ParameterTable,
         config: OptimizerConfig,
+        muon_dtype: torch.dtype,
         operations: Operations = BUILT_IN,
-        muon_dtype: torch.dtype = torch.float32,
     ) -> None:
         """`muon_dtype` is the type of the factors in Muon's products; moments keep their own."""
         self.muon_dtype = muon_dtype
