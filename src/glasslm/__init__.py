@@ -163,7 +163,7 @@ def load(run: str | os.PathLike[str], checkpoint: str | int = "best", **compute:
         InputError: There is no such run or checkpoint, or a setting cannot be used (a ValueError).
         DamagedError: A file of the run is missing or was altered (an OSError).
 
-    >>> model = glasslm.load("runs/shakespeare-tiny")
+    >>> model = glasslm.load("runs/shakespeare-quick")
     >>> model.generate("Once upon a time", temperature=0.8)
     """
     from glasslm.inference.trained_model import load_model

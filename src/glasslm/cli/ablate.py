@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 DESCRIPTION = f"""Measure the effect of each design choice. A baseline is compared with variants
 of it, each with one change, over the same seeds.
 
-The baseline is a preset with the flags of `glasslm train`. Axes:
+The baseline is the preset tiny, or that of --preset, with flags of
+`glasslm train`, whose own default is quick. Axes:
 {textwrap.fill(", ".join(AXES), 76, initial_indent="  ", subsequent_indent="  ")}
 Each axis has default values; your own: --axes depth=2/4/8,activation. Any flag
 of the model or optimizer is an axis, too: --axes n_kv_heads=1/2/4,lr=1e-3/3e-4.

@@ -48,7 +48,7 @@ Examples:
   glasslm check
   glasslm check --figure parity.png
   glasslm check --ops own.py    operations of your own, in seconds
-  glasslm check runs/shakespeare-tiny-20260314-153000"""
+  glasslm check runs/shakespeare-quick-20260314-153000"""
 
 PRECISION_NAMES: dict[ParityPrecision, str] = {"fp64": "float64", "fp32": "float32"}
 LOSS_INTERVAL = 20  # steps between two printed losses

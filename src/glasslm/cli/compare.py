@@ -36,9 +36,9 @@ A run that cannot be read is named and left out. Logs of other programs (CSV,
 JSON, TensorBoard events, text) are compared by their losses alone.
 
 Examples:
-  glasslm compare shakespeare-tiny shakespeare-alibi
+  glasslm compare shakespeare-quick shakespeare-alibi
   glasslm compare runs/a runs/b runs/c --out abc
-  glasslm compare shakespeare-tiny code-tiny --cross
+  glasslm compare shakespeare-quick code-quick --cross
       also scores each run on the validation text of the other
   glasslm compare runs/a train.log    a run beside the log of another program"""
 

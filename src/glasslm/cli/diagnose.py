@@ -32,7 +32,7 @@ The run is only read; the result is a page with figures. The preset tiny takes
 about 20 seconds.
 
 Examples:
-  glasslm diagnose shakespeare-tiny-20260314-153000
+  glasslm diagnose shakespeare-quick-20260314-153000
   glasslm diagnose --preset nanogpt --lr 3e-3 --text-file book.txt
   glasslm diagnose RUN --replay 1200    the batch of a spike, row by row
   glasslm diagnose --curve log.csv      a loss curve of any program

@@ -23,8 +23,8 @@ installed, and the logits are compared. An export whose logits differ from the
 model's is deleted.
 
 Examples:
-  glasslm export shakespeare-tiny --to hf --out shakespeare-hf
-  glasslm export shakespeare-tiny --to gguf --quantize q8_0 --out model.gguf
+  glasslm export shakespeare-quick --to hf --out shakespeare-hf
+  glasslm export shakespeare-quick --to gguf --quantize q8_0 --out model.gguf
   glasslm export names-lora-8 --to peft --out names-peft"""
 
 

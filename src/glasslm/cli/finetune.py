@@ -18,12 +18,12 @@ DESCRIPTION = """Continue a trained model on other text: train adapters beside i
 weights (LoRA), or train all weights.
 
 Examples:
-  glasslm finetune shakespeare-tiny --text-file names.txt
-  glasslm finetune shakespeare-tiny --text-file names.txt --lora-rank 4
-  glasslm finetune shakespeare-tiny --text-file names.txt --full
-  glasslm finetune shakespeare-tiny --text-file names.txt --study rank
+  glasslm finetune shakespeare-quick --text-file names.txt
+  glasslm finetune shakespeare-quick --text-file names.txt --lora-rank 4
+  glasslm finetune shakespeare-quick --text-file names.txt --full
+  glasslm finetune shakespeare-quick --text-file names.txt --study rank
   glasslm finetune additions --reward addition --full
-  glasslm finetune shakespeare-tiny --preferences pairs.jsonl
+  glasslm finetune shakespeare-quick --preferences pairs.jsonl
 
 With --preferences or --reward no text is learned, but which answers are
 better than others.

@@ -13,7 +13,7 @@ DESCRIPTION = """Write the report of a run, or of a study (ablate, scale), again
 report.md and figures. Nothing is trained. Prints the path of the page.
 
 Example:
-  glasslm report runs/shakespeare-tiny-20260314-153000"""
+  glasslm report runs/shakespeare-quick-20260314-153000"""
 
 
 @dataclass(frozen=True)

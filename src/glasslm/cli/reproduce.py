@@ -25,7 +25,7 @@ BLAS kernel or processor computes now than then, losses that differ by rounding
 alone (2% of their value, 0.01% at the first logged step) count as equal.
 
 Examples:
-  glasslm reproduce runs/shakespeare-tiny-20260314-153000
+  glasslm reproduce runs/shakespeare-quick-20260314-153000
   glasslm reproduce RUN --steps 100    the first 100 steps, same schedule"""
 
 

@@ -18,7 +18,7 @@ DESCRIPTION = """Continue an interrupted run exactly, from its latest checkpoint
 whose report is missing gets its report.
 
 Example:
-  glasslm resume runs/shakespeare-tiny-20260314-153000"""
+  glasslm resume runs/shakespeare-quick-20260314-153000"""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ intervals, a backtest, and a prediction that is checked.
 --budget trains a ladder of sizes, planned to fit a time or a compute in FLOPs.
 Learning rates are tuned by size, and every run decays to its end. The loss of
 a run with four times the largest compute is predicted, and written down, before
-that run is trained. The recipe is a preset with the flags of `glasslm train`.
+that run is trained. The recipe is the preset tiny, or that of --preset, with
+flags of `glasslm train`, whose own default is quick.
 
 --fit reads a table (CSV, JSON, JSON lines) of parameters, training tokens or
 training FLOPs, and final losses, under any usual names; --columns says which is

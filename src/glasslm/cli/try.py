@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 TOTAL_ALPHA = 0.05  # probability of any false accept in a ledger
 EXIT_CODES = {"better": 0, "worse": 1, "not_distinguishable": 1, "diverged": 3}
 
-DESCRIPTION = """Accept or reject a change of the recipe, honestly. The base, a preset with the
-flags of `glasslm train`, and the change are trained with the same seeds, pair
-after pair, until it is clear whether the change is better, worse, or not
-distinguishable.
+DESCRIPTION = """Accept or reject a change of the recipe, honestly. The base and the change
+are trained with the same seeds, pair after pair, until it is clear whether the
+change is better, worse, or not distinguishable. The base is the preset tiny,
+or that of --preset, with flags of `glasslm train`. To try a change of train's
+default, give --preset quick.
 
 Looking after every pair is part of the test: the probability that a change
 that is worth nothing is ever called better is at most 5% over all tries in the

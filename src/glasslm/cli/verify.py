@@ -32,7 +32,7 @@ at its minimum. The largest difference of any weight or moment must be 0.0, and
 the metrics must be equal.
 
 Example:
-  glasslm verify runs/shakespeare-tiny-20260314-153000 --resume"""
+  glasslm verify runs/shakespeare-quick-20260314-153000 --resume"""
 
 
 @dataclass(frozen=True)

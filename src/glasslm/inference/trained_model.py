@@ -1,6 +1,6 @@
 """Load a trained model: `load_model(run)` returns a Model that generates text and scores it.
 
-model = glasslm.load("runs/shakespeare-tiny")
+model = glasslm.load("runs/shakespeare-quick")
 print(model.generate("ROMEO:", temperature=0.8))
 """
 
@@ -82,7 +82,7 @@ class Model:
     `config` is the configuration of its run, `step` the number of training steps of its weights.
     Texts may be longer than the context. V is the size of the vocabulary.
 
-    >>> model = glasslm.load("runs/shakespeare-tiny")
+    >>> model = glasslm.load("runs/shakespeare-quick")
     >>> model.generate("ROMEO:", max_new_tokens=100, temperature=0.8, seed=7)
     >>> model.evaluate("But, soft! what light through yonder window breaks?").bpb
     """

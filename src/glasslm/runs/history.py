@@ -17,7 +17,7 @@ Point = tuple[float, float]  # step, loss
 class History:
     """The logged values of a run as columns. A non-finite number is None.
 
-    >>> history = Run("runs/shakespeare-tiny").history
+    >>> history = Run("runs/shakespeare-quick").history
     >>> list(zip(history.eval_steps, history.val_losses))[-1]
     (2000, 1.587)
     """
