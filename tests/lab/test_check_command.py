@@ -54,7 +54,7 @@ def test_the_command_fails_when_a_gradient_is_wrong(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, "silu")
-    monkeypatch.setattr(gradient_check, "single_switches", lambda: [])
+    monkeypatch.setattr(gradient_check, "single_switches", list)
     assert command.main(["--combinations", "0"]) == 1
     out = capsys.readouterr().out
     assert sum(line.endswith("WRONG") for line in out.splitlines()) >= 2
