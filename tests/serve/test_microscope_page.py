@@ -204,6 +204,40 @@ def test_a_keyboard_alone_reaches_a_number_and_its_origin(page: PageDriver, mode
     assert page.page.evaluate("() => document.activeElement.matches('#attention .cells')")
 
 
+# The clock of the page advances by `step` ms whenever it is read, so a frame has time for one part.
+POINT_DURING_A_CUT_DRAW = """async () => {
+  const waiting = () => document.querySelectorAll("[data-waiting]").length;
+  const nextFrame = () => new Promise(requestAnimationFrame);
+  const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", { key }));
+  let [time, step] = [performance.now(), 50];
+  performance.now = () => (time += step);
+  press("ArrowRight");
+  await nextFrame();
+  const counts = [waiting()];
+  step = 0;
+  const cells = document.querySelector("#attention .cells");
+  const { left, bottom } = cells.getBoundingClientRect();
+  const place = { clientX: left + 3, clientY: bottom - 3 };
+  cells.dispatchEvent(new PointerEvent("pointermove", place));
+  await nextFrame();
+  counts.push(waiting());
+  step = 50;
+  press("ArrowLeft");
+  return counts;
+}"""
+
+
+def test_a_pointer_does_not_stop_a_draw_of_several_frames(page: PageDriver) -> None:
+    page.open("open=attention,lens&t=9")
+    page.page.keyboard.press("ArrowLeft")
+    page.wait()  # the answers of both places are kept
+    cut, finished = page.page.evaluate(POINT_DURING_A_CUT_DRAW)
+    assert cut > 0
+    assert finished == 0
+    page.wait()  # draws all, although no frame has time for more than one part
+    assert page.text(".crumb.after b").startswith("8")
+
+
 @pytest.mark.slow
 def test_the_saved_page_opens_offline(page: PageDriver, browser: Any, tmp_path: Path) -> None:
     page.open("open=attention,why&t=9&head=1.1")

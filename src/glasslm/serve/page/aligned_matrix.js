@@ -33,6 +33,8 @@ import { hideTip, showTip } from "./tip.js";
  * @property {number} rowHeight in pixels
  * @property {(row: number) => number} [gap] pixels above a row
  * @property {number} [extra] pixels below the last row
+ * @property {(context: CanvasRenderingContext2D, row: number, y: number) => void} [paintRow] below
+ *   its cells
  * @property {(context: CanvasRenderingContext2D, row: number, t: number, cell: Cell) => void} paint
  * @property {unknown} [shows] all that it paints from, where that is known
  * @property {(row: number, t: number) => [string, string?]} describe text and detail of the tip
@@ -51,6 +53,7 @@ export function alignedMatrix(scene, matrix) {
 	const draw = () => {
 		const [canvas, context] = makeCanvas(count * width, height + (matrix.extra ?? 0));
 		matrix.rows.forEach((_, row) => {
+			matrix.paintRow?.(context, row, tops[row]);
 			for (const t of positions(columns)) {
 				const cell = { x: columnX(columns, t), y: tops[row] };
 				matrix.paint(context, row, t, { ...cell, width, height: matrix.rowHeight });
@@ -69,7 +72,7 @@ export function alignedMatrix(scene, matrix) {
 			role: "application",
 			"aria-roledescription": "figure",
 			"aria-label": `${matrix.label}. Arrow keys move from cell to cell, Enter chooses.`,
-			style: { "margin-left": `${columns.gutter}px`, width: `${columns.count * columns.width}px` },
+			style: { "margin-left": `${columns.gutter}px`, width: `${count * width}px` },
 			on: cellHandlers(scene, matrix, tops),
 		},
 		canvas,
@@ -132,7 +135,7 @@ function cellHandlers(scene, matrix, tops) {
 	function cursor() {
 		const [row, t] = cursors.get(matrix.id) ?? [0, scene.t];
 		const bounded = [
-			Math.min(matrix.rows.length - 1, row),
+			Math.max(0, Math.min(matrix.rows.length - 1, row)),
 			Math.max(columns.first, Math.min(last, t)),
 		];
 		cursors.set(matrix.id, bounded);
@@ -183,8 +186,7 @@ function cellHandlers(scene, matrix, tops) {
 			event.stopPropagation();
 			const [row, t] = cursor();
 			if (!move) return matrix.choose?.(row, t);
-			const down = Math.max(0, Math.min(matrix.rows.length - 1, row + move[0]));
-			cursors.set(matrix.id, [down, Math.max(columns.first, Math.min(last, t + move[1]))]);
+			cursors.set(matrix.id, [row + move[0], t + move[1]]);
 			showCursor(event.currentTarget);
 		},
 	};

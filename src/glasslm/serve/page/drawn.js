@@ -4,7 +4,8 @@ const SLICE_MS = 10; // of a frame, after which other parts wait for the next on
 
 /** What each part was drawn from. @type {Map<string, string>} */
 const drawn = new Map();
-let sliceEnd = Infinity;
+let sliceEnd = 0;
+let hasDrawn = false; // in this slice: each draws one part at least, so that all come to an end
 let isCut = false;
 
 /** Whether a part has been drawn. @param {string} part */
@@ -13,7 +14,7 @@ export const isDrawn = (part) => drawn.has(part);
 /** Draws for one frame; true: parts are left for the next. @param {() => void} draw */
 export function drawSlice(draw) {
 	sliceEnd = performance.now() + SLICE_MS;
-	isCut = false;
+	hasDrawn = isCut = false;
 	draw();
 	return isCut;
 }
@@ -25,12 +26,13 @@ export function drawSlice(draw) {
  * @param {() => void} draw
  */
 export function drawIfChanged(part, inputs, draw) {
-	const signature = JSON.stringify(inputs);
+	const signature = JSON.stringify([inputs, devicePixelRatio]);
 	if (drawn.get(part) === signature) return true;
-	if (performance.now() > sliceEnd) {
+	if (hasDrawn && performance.now() > sliceEnd) {
 		isCut = true;
 		return false;
 	}
+	hasDrawn = true;
 	drawn.set(part, signature);
 	draw();
 	return true;
@@ -42,10 +44,11 @@ const canvases = new Map();
 /**
  * A figure's canvas: the last one, if it shows the same.
  * @param {string} id of the figure
- * @param {unknown[]} inputs all that it is drawn from
+ * @param {unknown[]} shows all that it is drawn from
  * @param {() => HTMLCanvasElement} draw
  */
-export function keptCanvas(id, inputs, draw) {
+export function keptCanvas(id, shows, draw) {
+	const inputs = [...shows, devicePixelRatio];
 	const last = canvases.get(id);
 	if (last?.inputs.every((x, i) => x === inputs[i])) return last.canvas;
 	const canvas = draw();

@@ -43,6 +43,7 @@ let runs = [];
 let scene = null;
 let firstColumn = 0;
 let frame = 0;
+let isWhole = false; // the next frame draws all, not only what follows the pointer
 let etag = "";
 
 const answers = new Answers({
@@ -96,21 +97,32 @@ function wantedText(run) {
 	return run.sample_text ? { text: run.sample_text } : null;
 }
 
-/** Draws at the next frame. */
+/** Draws all at the next frame. */
 function requestDraw() {
+	isWhole = true;
+	requestFrame();
+}
+
+/** Draws at the next frame what follows the pointer, or all if that is wanted or unfinished. */
+function requestFrame() {
 	cancelAnimationFrame(frame);
 	frame = requestAnimationFrame(() => {
-		if (drawSlice(draw)) requestDraw();
+		const wasWhole = isWhole;
+		isWhole = false;
+		if (!drawSlice(wasWhole ? draw : drawPreview)) return;
+		isWhole ||= wasWhole;
+		requestFrame();
 	});
 }
 
+const chosenRun = () => runs.find(({ name }) => name === store.state.run) ?? runs[0];
+
 /** @returns {[Scene, Scene] | null} with the locked and with the previewed selection */
 function makeScenes() {
-	const run = runs.find((other) => other.name === store.state.run) ?? runs[0];
-	if (!run || !run.checkpoints.length) return null;
+	const run = chosenRun();
 	const checkpoint =
-		run.checkpoints.find(({ step }) => step === store.state.step) ??
-		run.checkpoints[run.checkpoints.length - 1];
+		run?.checkpoints.find(({ step }) => step === store.state.step) ?? run?.checkpoints.at(-1);
+	if (!checkpoint) return null;
 	const wanted = wantedText(run);
 	if (!wanted) return null;
 	const isRefused = texts.refusal(run, wanted) !== "";
@@ -232,13 +244,10 @@ function learnNames(of) {
 
 /** Draws only what follows the pointer. */
 function drawPreview() {
-	cancelAnimationFrame(frame);
-	frame = requestAnimationFrame(() => {
-		const scenes = makeScenes();
-		if (!scenes) return;
-		answers.want(wantedPaths(...scenes));
-		if (drawSlice(() => drawBeside(scenes[1]))) requestDraw();
-	});
+	const scenes = makeScenes();
+	if (!scenes) return;
+	answers.want(wantedPaths(...scenes));
+	drawBeside(scenes[1]);
 }
 
 /** Opens a view and goes to it, or closes it. @param {string} id */
@@ -252,7 +261,7 @@ function toggle(id) {
 
 function drawNotice() {
 	const notice = byId("notice");
-	const run = runs.find((other) => other.name === store.state.run) ?? runs[0];
+	const run = chosenRun();
 	const words = [...unreadable];
 	if (isAway)
 		words.push("The server does not answer. What is here stays; start it again to go on.");
@@ -325,7 +334,7 @@ function poll(ms) {
 }
 
 store.state = readAddress(location.hash || (recorded?.["#"] ?? ""));
-store.changed = (isPreview) => (isPreview ? drawPreview() : requestDraw());
+store.changed = (isPreview) => (isPreview ? requestFrame() : requestDraw());
 addEventListener("hashchange", () => {
 	store.state = readAddress(location.hash);
 	requestDraw();

@@ -158,7 +158,7 @@ function drawTokens(scene) {
 					pointerleave: hideTip,
 				},
 			},
-			isGlyph(token.text) ? el("i", {}, cut) : cut,
+			token.text.trim() ? cut : el("i", {}, cut), // a sign for white space
 		);
 	});
 	const box = byId("tokens");
@@ -170,9 +170,6 @@ function drawTokens(scene) {
 	);
 	if (hadFocus) box.querySelector(".here")?.focus({ preventScroll: true });
 }
-
-/** Whether a token is shown by a sign for it. @param {string} text */
-const isGlyph = (text) => text.trim() === "";
 
 /** @param {number} nats */
 const surpriseAlpha = (nats) => Math.min(1, Math.max(0, nats) / MOST_NATS) ** POWER;

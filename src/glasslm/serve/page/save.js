@@ -172,12 +172,10 @@ function savedPaths(scene, views, extraAsks) {
 		const asks = views.flatMap((view) => [...view.sentenceAsks(there), ...view.asks(there)]);
 		for (const ask of [...extraAsks(there), ...asks]) paths.add(there.path(ask));
 	}
-	if (scene.layers * scene.heads <= MOST_HEADS && scene.length <= MOST_POSITIONS) {
-		for (let layer = 0; layer < scene.layers; layer++) {
-			for (let head = 0; head < scene.heads; head++) {
-				const there = new Scene({ ...scene, shown: { ...scene.state, layer, head } });
-				paths.add(there.path(headAsk(there)));
-			}
+	if (scene.allHeads.length <= MOST_HEADS && scene.length <= MOST_POSITIONS) {
+		for (const place of scene.allHeads) {
+			const there = new Scene({ ...scene, shown: { ...scene.state, ...place } });
+			paths.add(there.path(headAsk(there)));
 		}
 	}
 	return [...paths];

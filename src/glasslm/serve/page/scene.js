@@ -156,6 +156,14 @@ export class Scene {
 		return this.t + 1 < this.length ? this.text.tokens[this.t + 1].id : null;
 	}
 
+	/** Every head, layer by layer. */
+	get allHeads() {
+		return Array.from({ length: this.layers * this.heads }, (_, i) => ({
+			layer: Math.floor(i / this.heads),
+			head: i % this.heads,
+		}));
+	}
+
 	/** What a token is called here. */
 	get unit() {
 		return { char: "character", byte: "byte" }[this.run.tokenizer] ?? "token";

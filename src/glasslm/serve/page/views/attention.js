@@ -39,7 +39,7 @@ export const attention = {
 	sentence(scene) {
 		if (scene.t === 0) return ["At the first token there is only itself to look at."];
 		const best = hardestLook(scene);
-		const all = scene.layers * scene.heads;
+		const all = scene.allHeads.length;
 		return [
 			"Among earlier tokens head ",
 			strong(headName(best.layer, best.head)),
@@ -76,11 +76,10 @@ export const attention = {
 		const read = scene.text.tokens.slice(0, scene.t + 1);
 		/** @type {import("../scene.js").Rows} */
 		const rows = [["head", "does", ...read.map(({ text }, t) => `${t} ${glyphs(text)}`)]];
-		for (let l = 0; l < scene.layers; l++) {
-			for (let h = 0; h < scene.heads; h++) {
-				const does = headDoes(scene, l, h)?.long ?? "";
-				rows.push([`head ${headName(l, h)}`, does, ...read.map((_, t) => w?.at(l, h, t) ?? "")]);
-			}
+		for (const { layer, head } of scene.allHeads) {
+			const does = headDoes(scene, layer, head)?.long ?? "";
+			const cells = read.map((_, t) => w?.at(layer, head, t) ?? "");
+			rows.push([`head ${headName(layer, head)}`, does, ...cells]);
 		}
 		return rows;
 	},
@@ -123,37 +122,26 @@ function hardestLook(scene) {
 	const w = weights(scene);
 	let best = { layer: 0, head: 0, t: 0, weight: -1 };
 	if (!w) return best;
-	for (let layer = 0; layer < scene.layers; layer++) {
-		for (let head = 0; head < scene.heads; head++) {
-			for (let t = 0; t < scene.t; t++) {
-				const weight = w.at(layer, head, t);
-				if (weight > best.weight) best = { layer, head, t, weight };
-			}
+	for (const { layer, head } of scene.allHeads) {
+		for (let t = 0; t < scene.t; t++) {
+			const weight = w.at(layer, head, t);
+			if (weight > best.weight) best = { layer, head, t, weight };
 		}
 	}
 	return best;
 }
 
 /** @param {Scene} scene */
-function countPrevious(scene) {
-	let n = 0;
-	for (let l = 0; l < scene.layers; l++) {
-		for (let h = 0; h < scene.heads; h++) {
-			if (headDoes(scene, l, h)?.kind === "previous_token") n++;
-		}
-	}
-	return n;
-}
+const countPrevious = (scene) =>
+	scene.allHeads.filter(
+		({ layer, head }) => headDoes(scene, layer, head)?.kind === "previous_token",
+	).length;
 
 /** One row a head. @param {Scene} scene */
 function fromHere(scene) {
 	const w = weights(scene);
-	const all = Array.from({ length: scene.layers * scene.heads }, (_, i) => ({
-		layer: Math.floor(i / scene.heads),
-		head: i % scene.heads,
-	}));
-	const isOneLayer = all.length > MOST_ROWS;
-	const heads = isOneLayer ? all.filter(({ layer }) => layer === scene.state.layer) : all;
+	const isOneLayer = scene.allHeads.length > MOST_ROWS;
+	const heads = scene.allHeads.filter(({ layer }) => !isOneLayer || layer === scene.state.layer);
 	const rows = heads.map(({ layer, head }) => {
 		const does = headDoes(scene, layer, head);
 		const name = does && scene.columns.isWide ? `${does.short} ${score(does.score)}  ` : "";
@@ -168,10 +156,8 @@ function fromHere(scene) {
 		id: "attention",
 		label: `Where each head looks from position ${scene.t}`,
 		rows,
-		rowHeight: 15,
+		...weightRows(scene, 15, (i, t) => w?.at(heads[i].layer, heads[i].head, t) ?? 0),
 		gap: (i) => (i && i % scene.heads === 0 ? 5 : 0),
-		paint: (context, i, t, cell) =>
-			paintWeight(context, scene, t, cell, w?.at(heads[i].layer, heads[i].head, t) ?? 0),
 		describe: (i, t) => describeWeight(scene, heads[i], t),
 		preview: (i) => heads[i],
 		choose: (i, t) => {
@@ -207,9 +193,8 @@ function byLayer(scene) {
 		id: "attention-layers",
 		label: `Where the heads of each layer look from position ${scene.t}, on average`,
 		rows: [...rows, { label: [isWide ? "mean of all" : "all"] }],
-		rowHeight: 24,
+		...weightRows(scene, 24, value),
 		gap: (i) => (i === scene.layers ? 6 : 0),
-		paint: (context, i, t, cell) => paintWeight(context, scene, t, cell, value(i, t)),
 		describe: (i, t) => {
 			if (t > scene.t) return ["not yet read: hidden from here"];
 			const on = `on ${quoted(scene.text.tokens[t].text)}, ${scene.t - t} back`;
@@ -220,23 +205,29 @@ function byLayer(scene) {
 }
 
 /**
- * @param {CanvasRenderingContext2D} context
+ * How rows of weights are painted: first what is read, up to the caret, and what is hidden.
  * @param {Scene} scene
- * @param {number} t
- * @param {import("../aligned_matrix.js").Cell} cell
- * @param {number} weight
+ * @param {number} rowHeight
+ * @param {(row: number, t: number) => number} weight
+ * @returns {Pick<import("../aligned_matrix.js").Matrix, "rowHeight" | "paintRow" | "paint">}
  */
-function paintWeight(context, scene, t, { x, y, width, height }, weight) {
-	if (t === scene.columns.first) {
-		const read = columnX(scene.columns, scene.t + 1);
-		context.fillStyle = palette.sink;
-		context.fillRect(x, y, scene.columns.count * width, height - 1);
-		context.fillStyle = palette.card;
-		context.fillRect(x, y, Math.min(read, scene.columns.count * width), height - 1);
-	}
-	if (t > scene.t || weight < 0.004) return;
-	context.fillStyle = tint("look", weight ** POWER);
-	context.fillRect(x, y, width - 1, height - 1);
+function weightRows({ columns, t: caret }, rowHeight, weight) {
+	const size = columns.count * columns.width;
+	return {
+		rowHeight,
+		paintRow(context, _, y) {
+			context.fillStyle = palette.sink;
+			context.fillRect(0, y, size, rowHeight - 1);
+			context.fillStyle = palette.card;
+			context.fillRect(0, y, Math.min(columnX(columns, caret + 1), size), rowHeight - 1);
+		},
+		paint(context, row, t, { x, y, width, height }) {
+			const look = t > caret ? 0 : weight(row, t);
+			if (look < 0.004) return;
+			context.fillStyle = tint("look", look ** POWER);
+			context.fillRect(x, y, width - 1, height - 1);
+		},
+	};
 }
 
 /**
@@ -275,8 +266,7 @@ function allPatterns(scene) {
 	const across = Math.min(scene.heads, isWide ? 8 : 4);
 	const free = room - (isWide ? gutter : 0) - 16 * across;
 	const side = Math.max(44, Math.min(170, Math.floor(free / across)));
-	const buttons = Array.from({ length: scene.layers * scene.heads }, (_, i) => {
-		const [layer, head] = [Math.floor(i / scene.heads), i % scene.heads];
+	const buttons = scene.allHeads.map(({ layer, head }) => {
 		const weights = all.row(layer, head);
 		const does = headDoes(scene, layer, head);
 		return el(

@@ -123,13 +123,12 @@ export const patch = {
 	},
 
 	rows(scene) {
-		const { ids, parts, logprobs, before } = ablations(scene);
+		const { ids, parts, logprobs, before, beforeOf, change } = ablations(scene);
 		const tokens = Array.from(ids.data);
 		const head = ["without", "change of the loss, nats"];
-		const { change } = ablations(scene);
 		return [
 			[...head, ...tokens.map((id) => `probability of ${glyphs(scene.token(id))}`)],
-			["nothing", 0, ...tokens.map((_, c) => Math.exp(ablations(scene).beforeOf(c)))],
+			["nothing", 0, ...tokens.map((_, c) => Math.exp(beforeOf(c)))],
 			...parts.map((part, i) => [
 				partName(part),
 				change(i),

@@ -107,14 +107,8 @@ export const why = {
 /** @param {Scene} scene */
 function answerOf(scene) {
 	const answer = scene.answer(ask(scene));
-	const { ids, shares, logits, logprobs } = answer?.arrays ?? {};
-	return {
-		parts: /** @type {string[]} */ (answer?.header.parts ?? []),
-		ids,
-		shares,
-		logits,
-		logprobs,
-	};
+	const { ids, shares, logits } = answer?.arrays ?? {};
+	return { parts: /** @type {string[]} */ (answer?.header.parts ?? []), ids, shares, logits };
 }
 
 /**

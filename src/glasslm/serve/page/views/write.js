@@ -375,8 +375,7 @@ function alternatives(scene, path) {
 		const own = branches.get(placeOf(scene)) ?? [];
 		if (!own.some((other) => other.join() === branch.join())) own.push(branch);
 		branches.set(placeOf(scene), own);
-		opened = null;
-		store.set({});
+		close();
 	};
 	const buttons = token.top
 		.filter(([id]) => id !== token.id)
