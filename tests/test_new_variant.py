@@ -145,8 +145,8 @@ VARIANTS: dict[str, list[Edit]] = {
     ],
 }
 SMALL = (
-    "--d-model 32 --n-layers 2 --n-heads 2 --block-size 32 --batch-size 8 --max-steps 12"
-    " --eval-interval 6 --sample-interval 0 --threads 1 --tokenizer char"
+    "--preset tiny --d-model 32 --n-layers 2 --n-heads 2 --block-size 32 --batch-size 8"
+    " --max-steps 12 --eval-interval 6 --sample-interval 0 --threads 1 --tokenizer char"
 )
 
 
