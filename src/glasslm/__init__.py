@@ -110,9 +110,11 @@ def _default_config(preset: str | None, flags: dict[str, Any]) -> tuple[str, Run
     from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
 
     if not flags.get("init_from"):
-        given = {ALIASES.get(name, name) for name in flags}
+        given_fields = {ALIASES.get(name, name) for name in flags}
         max_time = flags.get("max_time")
-        recipe = choose_recipe(preset, max_time if isinstance(max_time, str) else None, given)
+        recipe = choose_recipe(
+            preset, max_time if isinstance(max_time, str) else None, given_fields
+        )
         if chosen := recipe.describe():
             notify(chosen)
         return recipe.preset, recipe.config

@@ -14,7 +14,6 @@ import tyro
 
 from glasslm.cli.flag_groups import RUN_HELP, JsonFlag, RecipeFlags
 from glasslm.config.config_fields import optional_flag
-from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, DataConfig, OperationsConfig
 from glasslm.errors import InputError
 from glasslm.report.findings import SEVERITY, Finding, worst_verdict
@@ -103,8 +102,7 @@ def parse(argv: list[str]) -> Flags:
         name, config = "tiny", parsing.fine_tuning_recipe(base, argv)
     else:
         recipe = parsing.choose_recipe(argv)
-        name, config = parsing.named_preset(argv, recipe.preset)
-        config = with_flags(config, recipe.changes)
+        name, config = recipe.preset, parsing.recipe_config(recipe, argv)
     parts = {part.name: getattr(config, part.name) for part in dataclasses.fields(config)}
     parts["operations"] = OperationsConfig()
     flags = parsing.parse(

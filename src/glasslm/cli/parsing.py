@@ -6,14 +6,12 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from glasslm.config import recipe
 from glasslm.config.conversion import with_flags
-from glasslm.config.presets import preset_config
 from glasslm.config.recipe import Recipe
 from glasslm.config.schema import ALIASES, RunConfig
 from glasslm.errors import GlasslmError, InputError
@@ -101,22 +99,27 @@ def require_png(flag: str, path: Path | None) -> None:
 
 
 def parse_over_preset(
-    flags_class: type[Flags],
-    argv: list[str],
-    program: str,
-    description: str,
-    default: str = "tiny",
-    changes: Mapping[str, Any] = MappingProxyType({}),
+    flags_class: type[Flags], argv: list[str], program: str, description: str, default: str = "tiny"
 ) -> Flags:
     """The flags, with the preset that they name for those that are not given.
 
-    `flags_class` has the fields of RecipeFlags. `changes` are other defaults than the preset's.
+    `flags_class` has the fields of RecipeFlags.
     """
-    name, preset = named_preset(argv, default)
-    preset = with_flags(preset, dict(changes))
-    parts = {part.name: getattr(preset, part.name) for part in dataclasses.fields(preset)}
+    named = Recipe(flag_value("--preset", argv, default))
+    return parse_over_recipe(flags_class, argv, program, description, named)
+
+
+def parse_over_recipe(
+    flags_class: type[Flags], argv: list[str], program: str, description: str, base: Recipe
+) -> Flags:
+    """The flags, with the settings of `base` for those that are not given.
+
+    `flags_class` has the fields of RecipeFlags.
+    """
+    config = recipe_config(base, argv)
+    parts = {part.name: getattr(config, part.name) for part in dataclasses.fields(config)}
     make_flags: Callable[..., Flags] = flags_class
-    return parse(flags_class, argv, program, description, make_flags(preset=name, **parts))
+    return parse(flags_class, argv, program, description, make_flags(preset=base.preset, **parts))
 
 
 def choose_recipe(argv: list[str]) -> Recipe:
@@ -126,16 +129,15 @@ def choose_recipe(argv: list[str]) -> Recipe:
     return recipe.choose_recipe(preset, max_time, given_fields(argv))
 
 
-def named_preset(argv: list[str], default: str = "tiny") -> tuple[str, RunConfig]:
-    """The preset that the flags name, and its config, whose min_lr follows --lr.
+def recipe_config(base: Recipe, argv: list[str]) -> RunConfig:
+    """The config of a recipe, whose min_lr follows --lr.
 
     Raises InputError if there is no such preset.
     """
-    name = flag_value("--preset", argv, default)
-    config = preset_config(name)
+    config = base.config
     with contextlib.suppress(ValueError):  # `parse` reports a value that is not a number
         config = with_flags(config, {"lr": float(flag_value("--lr", argv, default=""))})
-    return name, config
+    return config
 
 
 def fine_tuning_recipe(base: str, argv: list[str]) -> RunConfig:

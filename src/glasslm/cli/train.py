@@ -21,7 +21,7 @@ from glasslm.errors import InputError
 DESCRIPTION = """Train a language model on raw text.
 
 Examples:
-  glasslm train                 Shakespeare, two minutes on two cores
+  glasslm train                 Shakespeare, a few minutes on two cores
   glasslm train --max-time 10m  the time chooses the preset
   glasslm train --text-file book.txt notes/ --tokenizer bpe --vocab-size 2048
   glasslm train --preset small --max-time 30m --position alibi
@@ -72,9 +72,7 @@ def parse(argv: list[str]) -> Flags:
     base = parsing.flag_value("--init-from", argv, default="")
     if not base:
         recipe = parsing.choose_recipe(argv)
-        return parsing.parse_over_preset(
-            Flags, argv, "glasslm train", DESCRIPTION, recipe.preset, recipe.changes
-        )
+        return parsing.parse_over_recipe(Flags, argv, "glasslm train", DESCRIPTION, recipe)
     if parsing.flag_value("--preset", argv, default=""):
         raise InputError("both --preset and --init-from describe a model: give one of them")
     config = parsing.fine_tuning_recipe(base, argv)

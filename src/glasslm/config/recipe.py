@@ -45,17 +45,17 @@ class Recipe:
 
 
 def choose_recipe(
-    preset: str | None, max_time: str | None = None, given: Collection[str] = ()
+    preset: str | None, max_time: str | None = None, given_fields: Collection[str] = ()
 ) -> Recipe:
-    """The recipe of a new run. `given` are the fields of its flags, which a recipe leaves alone.
+    """The recipe of a new run. A recipe leaves `given_fields`, those of its flags, alone.
 
     Raises InputError for a time that is no duration.
     """
     if preset is not None:
         return Recipe(preset)
-    if not max_time or (SIZE_FIELDS | {"init_from"}) & set(given):
+    if not max_time or (SIZE_FIELDS | {"init_from"}) & set(given_fields):
         return Recipe("quick")
     if parse_duration(max_time) < LONG_RUN_MIN_S:
         return Recipe("quick", max_time=max_time)
-    changes = {name: value for name, value in LONG_RUN_CHANGES.items() if name not in given}
+    changes = {name: value for name, value in LONG_RUN_CHANGES.items() if name not in given_fields}
     return Recipe("small", changes, max_time)

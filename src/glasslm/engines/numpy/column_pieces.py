@@ -32,10 +32,10 @@ def has_small_products(libraries: Sequence[Any], shapes: Iterable[tuple[int, ...
     `libraries` are the controllers of threadpoolctl of this process. With other kernels pieces gain
     nothing, and bits depend on the number of rows.
     """
-    has_kernel = any(
-        library.internal_api == "openblas" and library.architecture == "SkylakeX"
-        for library in libraries
-    )
+    if not libraries:
+        return False
+    numpys = libraries[0]  # loaded first; PyTorch and SciPy may bring others
+    has_kernel = numpys.internal_api == "openblas" and numpys.architecture == "SkylakeX"
     longest = max(shape[1] for shape in shapes if len(shape) == 2)
     return has_kernel and MAX_ROWS * longest * WIDTHS[-1] <= MAX_SMALL_PRODUCT
 

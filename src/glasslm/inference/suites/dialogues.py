@@ -42,10 +42,10 @@ def measure_dialogues(model: Model, dataset: Dataset) -> SuiteResult:
             "dialogues` makes one"
         )
     n_training, n_held_out = facts["train_conversations"], facts["val_conversations"]
-    made = dialogues.generate(facts["self_facts"], n_training, n_held_out)
+    all_dialogues = dialogues.generate(facts["self_facts"], n_training, n_held_out)
     right = _right_answers(model, dataset)
     counts = {kind: [0, 0] for kind in dialogues.KINDS}
-    for dialogue, is_right in zip(islice(made, n_training, None), right):
+    for dialogue, is_right in zip(islice(all_dialogues, n_training, None), right):
         kinds = [
             kind
             for message, kind in zip(dialogue.messages, dialogue.kinds)
