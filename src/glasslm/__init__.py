@@ -111,10 +111,9 @@ def _default_config(preset: str | None, flags: dict[str, Any]) -> tuple[str, Run
 
     if not flags.get("init_from"):
         given_fields = {ALIASES.get(name, name) for name in flags}
-        max_time = flags.get("max_time")
-        recipe = choose_recipe(
-            preset, max_time if isinstance(max_time, str) else None, given_fields
-        )
+        limit = flags.get("max_time")
+        max_time = limit if isinstance(limit, str) else None
+        recipe = choose_recipe(preset, max_time, given_fields)
         if chosen := recipe.describe():
             notify(chosen)
         return recipe.preset, recipe.config
