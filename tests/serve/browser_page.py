@@ -133,7 +133,7 @@ def open_page(
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=theme, **options
     )
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)  # on a busy machine
     try:
         yield PageDriver(context.new_page(), url)
     finally:

@@ -238,6 +238,27 @@ def test_a_pointer_does_not_stop_a_draw_of_several_frames(page: PageDriver) -> N
     assert page.text(".crumb.after b").startswith("8")
 
 
+CLOSE_DURING_A_CUT_DRAW = """async () => {
+  const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", { key }));
+  let time = performance.now();
+  performance.now = () => (time += 50);
+  press("ArrowRight");
+  await new Promise(requestAnimationFrame);
+  const isWaiting = document.querySelector("#lens .inner").matches("[data-waiting]");
+  press("4");
+  return isWaiting;
+}"""
+
+
+def test_a_view_that_is_closed_during_a_draw_waits_for_nothing(page: PageDriver) -> None:
+    page.open("open=attention,lens&t=9")
+    page.page.keyboard.press("ArrowLeft")
+    page.wait()  # the answers of both places are kept
+    assert page.page.evaluate(CLOSE_DURING_A_CUT_DRAW)
+    page.wait()
+    assert page.page.locator("#lens .inner").is_hidden()
+
+
 @pytest.mark.slow
 def test_the_saved_page_opens_offline(page: PageDriver, browser: Any, tmp_path: Path) -> None:
     page.open("open=attention,why&t=9&head=1.1")

@@ -1,5 +1,6 @@
 """The command: who may use the server, its names, what it refuses to start, newer checkpoints."""
 
+import asyncio
 import io
 import json
 import socket
@@ -20,6 +21,7 @@ from server_process import ServerProcess, make_run, save_step, serving, serving_
 
 from glasslm.cli import main
 from glasslm.serve import addresses
+from glasslm.serve.server import bind
 
 KEY = "key-with.signs_+/="
 
@@ -166,6 +168,27 @@ def test_a_newer_checkpoint_is_taken_up_and_requests_under_way_keep_the_old(
 
 
 # -- the start -----------------------------------------------------------------------------------
+
+
+def test_answers_leave_at_once() -> None:
+    """Else the kernel keeps the end of an answer until the client has acknowledged the start."""
+
+    async def option_of_a_connection() -> int:
+        accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            accepted.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(note, sock=bind("127.0.0.1", 0)) as server:
+            _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            try:
+                return await accepted
+            finally:
+                writer.close()
+
+    assert asyncio.run(option_of_a_connection()) != 0
 
 
 SLOW_LOAD = """

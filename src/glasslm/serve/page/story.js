@@ -23,8 +23,12 @@ export function drawStory(scene, views, tools) {
 		const sentence = /** @type {Element} */ (section.querySelector("header p"));
 		const inner = /** @type {HTMLElement} */ (section.querySelector(".inner"));
 		inner.hidden = !isOpen;
-		drawPart(scene, view, sentence, view.sentenceAsks(scene), isOpen, () => view.sentence(scene));
-		if (isOpen) drawPart(scene, view, inner, view.asks(scene), isOpen, () => view.draw(scene));
+		drawPart(scene, view, sentence, isOpen);
+		if (isOpen) drawPart(scene, view, inner, isOpen);
+		else {
+			inner.querySelector(".waiting-box")?.remove();
+			markWaiting(inner, false);
+		}
 	});
 }
 
@@ -32,12 +36,11 @@ export function drawStory(scene, views, tools) {
  * @param {Scene} scene
  * @param {View} view
  * @param {Element} part the sentence or the figure
- * @param {string[]} asks
  * @param {boolean} isOpen
- * @param {() => import("./dom.js").Child[]} draw
  */
-function drawPart(scene, view, part, asks, isOpen, draw) {
+function drawPart(scene, view, part, isOpen) {
 	const isSentence = part.nodeName === "P";
+	const asks = isSentence ? view.sentenceAsks(scene) : view.asks(scene);
 	const key = `${view.id} ${part.nodeName}`;
 	const problem = scene.problem(asks);
 	const isReady = scene.has(asks) || problem !== null;
@@ -50,11 +53,15 @@ function drawPart(scene, view, part, asks, isOpen, draw) {
 		[run.checkpoints.length, run.curve.length, view.extra?.(scene)],
 	];
 	const fill = () => {
-		if (problem === null) morph(part, ...draw());
+		if (problem === null) morph(part, ...(isSentence ? view.sentence(scene) : view.draw(scene)));
 		else morph(part, isSentence ? view.purpose : empty("No numbers here.", asSentence(problem)));
 	};
-	// What was there stays until the new numbers come.
-	const isWaiting = !isReady || !drawIfChanged(key, inputs, fill);
+	// What is there stays until the new numbers come.
+	markWaiting(part, !isReady || !drawIfChanged(key, inputs, fill));
+}
+
+/** @param {Element} part @param {boolean} isWaiting */
+function markWaiting(part, isWaiting) {
 	part.toggleAttribute("data-waiting", isWaiting);
 	part.setAttribute("aria-busy", String(isWaiting));
 }
@@ -87,7 +94,7 @@ function makeSection(view, i, tools) {
 	);
 }
 
-/** A reason as a sentence of its own. @param {string} reason */
+/** A reason as a sentence. @param {string} reason */
 function asSentence(reason) {
 	const text = reason.charAt(0).toUpperCase() + reason.slice(1);
 	return /[.!?…]$/.test(text) ? text : `${text}.`;
