@@ -7,45 +7,10 @@ import { makeCanvas } from "./figure_parts.js";
 import { store } from "./state.js";
 import { hideTip, showTip } from "./tip.js";
 
-/** @typedef {import("./dom.js").Child} Child */
-
-/**
- * @typedef {object} Cell where a cell is drawn, in pixels
- * @property {number} x
- * @property {number} y
- * @property {number} width
- * @property {number} height
- */
-
-/**
- * @typedef {object} RowLabel
- * @property {Child[]} label
- * @property {string} [title]
- * @property {boolean} [isPressed]
- * @property {() => void} [choose]
- */
-
-/**
- * @typedef {object} Matrix
- * @property {string} id unique on the page
- * @property {string} label what the figure shows, for a screen reader
- * @property {RowLabel[]} rows
- * @property {number} rowHeight in pixels
- * @property {(row: number) => number} [gap] pixels above a row
- * @property {number} [extra] pixels below the last row
- * @property {(context: CanvasRenderingContext2D, row: number, y: number) => void} [paintRow] below
- *   its cells
- * @property {(context: CanvasRenderingContext2D, row: number, t: number, cell: Cell) => void} paint
- * @property {unknown} [shows] all that it paints from, where that is known
- * @property {(row: number, t: number) => [string, string?]} describe text and detail of the tip
- * @property {(row: number, t: number) => import("./state.js").Preview} [preview]
- * @property {(row: number, t: number) => void} [choose]
- */
-
 /** Where the keyboard stands in each figure: row and position. @type {Map<string, number[]>} */
 const cursors = new Map();
 
-/** @param {import("./scene.js").Scene} scene @param {Matrix} matrix @returns {HTMLElement} */
+/** @param {Scene} scene @param {Matrix} matrix @returns {HTMLElement} */
 export function alignedMatrix(scene, matrix) {
 	const { columns } = scene;
 	const { tops, height } = stack(matrix);
@@ -109,7 +74,7 @@ function rowLabel(row, top, height) {
 	return el("button", { ...props, ...pressed, on: { click: row.choose } }, row.label);
 }
 
-/** @param {import("./scene.js").Scene} scene @param {Matrix} matrix @param {number[]} tops */
+/** @param {Scene} scene @param {Matrix} matrix @param {number[]} tops */
 function cellHandlers(scene, matrix, tops) {
 	const { columns } = scene;
 	const last = columns.first + columns.count - 1;

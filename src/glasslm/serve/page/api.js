@@ -2,8 +2,6 @@
 
 import { decode } from "./arrays.js";
 
-/** @typedef {import("./arrays.js").Answer} Answer */
-
 const MOST_BYTES = 48 << 20; // of kept answers
 const AT_ONCE = 2; // requests; the server computes one at a time
 const LOADING_RETRY_MS = 700;

@@ -43,13 +43,6 @@ const READERS = {
 	int32: (buffer, from, n) => new Int32Array(buffer, from, n),
 };
 
-/**
- * @typedef {object} Answer
- * @property {Record<string, any>} header its plain fields; `reason` where there are no numbers
- * @property {Record<string, Tensor>} arrays
- * @property {number} bytes
- */
-
 /** @param {ArrayBuffer} buffer @returns {Answer} */
 export function decode(buffer) {
 	const length = new DataView(buffer).getUint32(0, true);

@@ -11,7 +11,7 @@ const LEAST_RANGE = 0.05; // nats, that the whole height stands for
 
 /**
  * Up is worse, down is better, on a square-root scale.
- * @param {import("./scene.js").Scene} scene
+ * @param {Scene} scene
  * @param {{id: string, label: string, short: string, change: (t: number) => number,
  *   describe: (t: number) => [string, string?]}} lane
  */

@@ -1,7 +1,5 @@
 // The colours of the style sheet, for canvases: one hue a quantity, its value the alpha.
 
-/** @typedef {"look" | "cost" | "slope"} Quantity */
-
 const NAMES = ["ink", "soft", "line", "card", "sink", "on", "paper"];
 const QUANTITIES = ["look", "cost", "slope"];
 

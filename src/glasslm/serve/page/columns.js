@@ -7,17 +7,6 @@ const GLYPH_PX = 9.1; // of the ruler's monospaced type
 const WIDE_PX = 600;
 
 /**
- * @typedef {object} Columns
- * @property {number} gutter width of the labels left of the columns, in pixels
- * @property {number} width of a column, in pixels
- * @property {number} first position of the first column in sight
- * @property {number} count columns in sight
- * @property {number} total positions of the text
- * @property {number} room width of gutter and columns that is there
- * @property {boolean} isWide no phone
- */
-
-/**
  * The columns of a text of `total` tokens, of which the longest has `glyphs` characters, in `room`
  * pixels. A text that does not fit is seen through a window, which `caret` moves when it comes near
  * an end.

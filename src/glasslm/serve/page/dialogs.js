@@ -6,8 +6,6 @@ import { tool } from "./figure_parts.js";
 import { KEYS } from "./keys.js";
 import { count, plural } from "./words.js";
 
-/** @typedef {import("./dom.js").Child} Child */
-
 const FRAMED = { class: "tool framed" };
 
 /** @param {string} title @param {Child[]} content */

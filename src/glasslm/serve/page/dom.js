@@ -1,12 +1,5 @@
 // Elements, and `morph`, which changes elements in place so that focus, drags and scrolling stay.
 
-/** @typedef {Node | string | number | null | undefined | false} Child */
-/** @typedef {Child | Child[]} Children */
-/** @typedef {Record<string, (event: any) => void>} Handlers */
-/**
- * @typedef {{[name: string]: any, on?: Handlers, style?: Record<string, string | number>}} Props
- */
-
 const SVG = "http://www.w3.org/2000/svg";
 const SVG_TAGS = new Set(["svg", "path", "line", "circle", "text", "rect", "g", "polyline"]);
 const PROPERTIES = new Set(["value", "checked", "selected"]);

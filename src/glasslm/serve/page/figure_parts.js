@@ -4,9 +4,6 @@ import { diverging, tint } from "./colour.js";
 import { el } from "./dom.js";
 import { store } from "./state.js";
 
-/** @typedef {import("./dom.js").Child} Child */
-/** @typedef {import("./colour.js").Quantity} Quantity */
-
 /**
  * A number that leads to its origin.
  * @param {Child} text
@@ -97,7 +94,7 @@ export function makeCanvas(width, height) {
  * A button without the looks of one.
  * @param {Child | Child[]} content
  * @param {() => void} act
- * @param {import("./dom.js").Props} [props]
+ * @param {Props} [props]
  */
 export const tool = (content, act, props = {}) =>
 	el("button", { class: "tool", ...props, on: { click: act } }, content);

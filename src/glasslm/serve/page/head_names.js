@@ -1,7 +1,5 @@
 // Heads are named by what they measurably do, above a threshold only.
 
-/** @typedef {import("./scene.js").Scene} Scene */
-
 /**
  * A kind of head, named as in inference/head_scores.py. `on`: the text on which its score is taken.
  * Random tokens that are repeated once show induction, because nothing else could predict them.

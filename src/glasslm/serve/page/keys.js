@@ -22,10 +22,10 @@ export const KEYS = [
 
 /**
  * @param {object} given
- * @param {() => import("./scene.js").Scene | null} given.scene
+ * @param {() => Scene | null} given.scene
  * @param {(id: string) => void} given.toggle opens or closes a view
  * @param {string[]} given.views their ids, in order
- * @param {import("./ruler.js").Tools} given.tools
+ * @param {Tools} given.tools
  */
 export function listenToKeys({ scene, toggle, views, tools }) {
 	document.addEventListener("keydown", (event) => {
@@ -44,8 +44,8 @@ export function listenToKeys({ scene, toggle, views, tools }) {
 }
 
 /**
- * @param {import("./scene.js").Scene} scene
- * @param {import("./ruler.js").Tools} tools
+ * @param {Scene} scene
+ * @param {Tools} tools
  * @returns {Record<string, (event: KeyboardEvent) => void>}
  */
 function actions(scene, tools) {

@@ -3,29 +3,6 @@
 import { palette } from "./colour.js";
 import { el } from "./dom.js";
 
-/**
- * @typedef {object} Line
- * @property {string} name
- * @property {number[][]} points x and y
- * @property {string} colour
- * @property {number} [width]
- * @property {string} [dash]
- * @property {boolean} [isStrong] its name is bold
- * @property {boolean} [withDots]
- */
-
-/**
- * @typedef {object} Chart
- * @property {string} title
- * @property {number} width in pixels
- * @property {number} height
- * @property {{least?: number, most: number, label: string, ticks: {at: number, text: string}[]}} xAxis
- * @property {{least: number, most: number, ticks: number[], format: (y: number) => string}} yAxis
- * @property {Line[]} lines
- * @property {number | null} [mark] an x that is marked
- * @property {string} describe for a screen reader; the numbers are in the table of the view
- */
-
 const LEFT = 40;
 const TOP = 20;
 const BOTTOM = 34;

@@ -26,15 +26,13 @@ import { why } from "./views/why.js";
 import { write } from "./views/write.js";
 import { glyphs } from "./words.js";
 
-/** @typedef {import("./scene.js").Run} Run */
-
 const VIEWS = [write, read, attention, lens, why, patch, backward, learning];
 const POLL_MS = 3000; // while a run trains, or the server is away
 const REST_MS = 20000; // between two looks for new checkpoints otherwise
 const STARTING_SHARE = 0.84; // of the text is read at first
 const FAST_MS = 80; // what answers faster is asked for ahead, one token left and right
 
-/** @type {Record<string, import("./scene.js").View>} */
+/** @type {Record<string, View>} */
 const viewsById = Object.fromEntries(VIEWS.map((view) => [view.id, view]));
 
 /** @type {Run[]} */
@@ -57,7 +55,7 @@ const answers = new Answers({
 });
 const texts = new Texts(requestDraw);
 
-/** @type {import("./ruler.js").Tools} */
+/** @type {Tools} */
 const tools = {
 	editText: () => {
 		const now = scene;

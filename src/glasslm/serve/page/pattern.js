@@ -8,8 +8,6 @@ import { store } from "./state.js";
 import { hideTip, showTip } from "./tip.js";
 import { fixed, glyphs, headName, quoted } from "./words.js";
 
-/** @typedef {import("./scene.js").Scene} Scene */
-
 const POWER = 0.75; // of a weight, which gives its alpha
 const VISIBLE_WEIGHT = 0.01;
 const LARGEST_CELL_PX = 28;
@@ -49,7 +47,7 @@ export function drawPattern(weights, size, side, scale = 1) {
  * A head's pattern for pointer and keyboard. The row of the caret is framed; a click on a cell stands
  * at its row and shows where its weight comes from.
  * @param {Scene} scene
- * @param {{weight: import("./arrays.js").Tensor | undefined, layer: number, head: number,
+ * @param {{weight: Tensor | undefined, layer: number, head: number,
  *   side: number, withTokens?: boolean, id: string}} given `weight` (T, T)
  */
 export function headPattern(scene, { weight, layer, head, side, withTokens = false, id }) {

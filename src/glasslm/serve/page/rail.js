@@ -7,9 +7,6 @@ import { headPattern } from "./pattern.js";
 import { store } from "./state.js";
 import { count, fixed, glyphs, headName, percent } from "./words.js";
 
-/** @typedef {import("./scene.js").Scene} Scene */
-/** @typedef {import("./dom.js").Child} Child */
-
 const CONTEXT = 25; // tokens shown before the caret
 const RAIL_PX = 300;
 
@@ -24,7 +21,7 @@ export function sourceAsk(scene, name) {
 	return scene.path(`source?name=${encodeURIComponent(name)}${t}`);
 }
 
-/** @param {Scene} scene @param {Record<string, import("./scene.js").View>} views */
+/** @param {Scene} scene @param {Record<string, View>} views */
 export function drawRail(scene, views) {
 	const rail = byId("rail");
 	rail.classList.toggle("up", isUp);
@@ -42,7 +39,7 @@ export function drawRail(scene, views) {
 	);
 }
 
-/** @param {Scene} scene @param {Record<string, import("./scene.js").View>} views */
+/** @param {Scene} scene @param {Record<string, View>} views */
 function sheetButton(scene, views) {
 	const { target } = scene;
 	const before = scene.text.tokens.slice(Math.max(0, scene.t - 4), scene.t + 1);
@@ -102,7 +99,7 @@ const fact = (name, value) => [el("dt", {}, name), el("dd", {}, value)];
 
 /**
  * @param {Scene} scene
- * @param {Record<string, import("./scene.js").View>} views
+ * @param {Record<string, View>} views
  * @returns {Child[]}
  */
 function originCard(scene, views) {
@@ -126,7 +123,7 @@ function originCard(scene, views) {
 /**
  * The origin of the chosen number; null where none is chosen, or its numbers are not here yet.
  * @param {Scene} scene
- * @param {Record<string, import("./scene.js").View>} views
+ * @param {Record<string, View>} views
  */
 export function originOf(scene, views) {
 	const [id, ...key] = (store.state.n ?? "").split(".");
@@ -137,7 +134,7 @@ export function originOf(scene, views) {
 
 /**
  * @param {Record<string, any>} source
- * @param {import("./scene.js").Origin} origin
+ * @param {Origin} origin
  * @returns {Child[]}
  */
 function sourceLines(source, origin) {

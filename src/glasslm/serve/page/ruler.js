@@ -11,18 +11,9 @@ import { hideTip, showTip } from "./tip.js";
 import { moveStep } from "./top.js";
 import { count, fixed, glyphs, headName, quoted, signed } from "./words.js";
 
-/** @typedef {import("./scene.js").Scene} Scene */
-
 const MOST_NATS = 5; // from which on the colour is full
 const POWER = 0.8; // of the share of it, which gives the alpha
 const LANE_PX = 22;
-
-/**
- * @typedef {object} Tools what the buttons beside the ruler do
- * @property {() => void} editText
- * @property {() => void} save
- * @property {() => void} help
- */
 
 /** Moves the caret, within the text. @param {Scene} scene @param {number} by */
 export function moveCaret(scene, by) {
@@ -67,7 +58,7 @@ function crumbs(scene) {
 
 /**
  * @param {string} name
- * @param {import("./dom.js").Children} value
+ * @param {Children} value
  * @param {string} what
  * @param {(by: number) => void} move
  * @param {string} [label]

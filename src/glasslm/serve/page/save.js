@@ -9,8 +9,6 @@ import { writeAddress } from "./state.js";
 import { toCsv } from "./table.js";
 import { plural } from "./words.js";
 
-/** @typedef {import("./scene.js").View} View */
-
 /**
  * @typedef {object} Saving
  * @property {Scene} scene

@@ -1,82 +1,12 @@
 // What the views draw: the selection, the run, the text, its columns, and the answers that are here.
 
-/**
- * @typedef {object} Checkpoint
- * @property {number} step
- * @property {string} hash
- * @property {boolean} best
- * @property {number | null} val_loss
- */
-
-/**
- * @typedef {object} Run one of /inside/runs
- * @property {string} name
- * @property {string} corpus its name; empty for files
- * @property {string[]} files
- * @property {string} preset
- * @property {{layers: number, heads: number, width: number, block_size: number, position: string}
- *   & Record<string, any>} config
- * @property {number} parameters
- * @property {string} engine
- * @property {number} vocab_size
- * @property {string} tokenizer char, byte or bpe
- * @property {Checkpoint[]} checkpoints by their step
- * @property {number | string} keep
- * @property {[number, number][]} curve step and training loss
- * @property {[number, number][]} val_curve step and validation loss
- * @property {boolean} is_training
- * @property {string} sample_text
- * @property {string} tokenizer_sha256
- * @property {string[]} [notes]
- * @property {Checkpoint[]} [kept] of a saved run, which shows one: all that there were
- * @property {{run: Run, checkpoint: Checkpoint} | null} [against] what a saved run is compared with
- */
-
-/** @typedef {{id: number, text: string, special: boolean}} Token */
-/**
- * `wanted`: what was sent to the server; `left`: the tokens that it left out; `cut`: so in words.
- * @typedef {{id: string, text: string, wanted: import("./texts.js").Wanted, tokens: Token[],
- *   left: number, cut: string | null}} Text
- */
-/** @typedef {import("./columns.js").Columns} Columns */
-/** @typedef {import("./state.js").State & import("./state.js").Preview} Shown */
-/** @typedef {import("./arrays.js").Answer} Answer */
-/** @typedef {import("./dom.js").Child} Child */
-/** @typedef {(string | number)[][]} Rows the first row names the columns */
-
-/**
- * @typedef {object} Origin of a number: what the rail says of it
- * @property {string} value
- * @property {Child[]} words what the number is
- * @property {string} name in engines/inspection
- * @property {string} [index] of the number in that array, as in Python: "[2, 37, 24]"
- * @property {(code: string) => string} [python] makes Python that gives the number of `code`, which
- *   gives the array; without it the index follows the code
- * @property {string} [shape]
- */
-
-/**
- * @typedef {object} View
- * @property {string} id
- * @property {string} title
- * @property {string} purpose shown while its sentence has no numbers yet
- * @property {(scene: Scene) => string[]} sentenceAsks the answers that its sentence needs
- * @property {(scene: Scene) => string[]} asks the answers that its figure needs, when open
- * @property {(scene: Scene) => Child[]} sentence
- * @property {(scene: Scene) => Child[]} draw
- * @property {(scene: Scene) => Rows} rows all its numbers, for the table and for CSV
- * @property {(scene: Scene, key: string[]) => Origin | null} origin of its number with this key
- * @property {(scene: Scene) => string[]} [wishes] answers that fill the figure in when they come
- * @property {(scene: Scene) => unknown} [extra] what it draws from beside the scene's state
- */
-
 /** A moment of the page. */
 export class Scene {
 	/**
-	 * @param {{shown: Shown, run: Run, checkpoint: Checkpoint, text: Text, second: Text | null,
-	 *   secondProblem: string,
-	 *   columns: Columns, answers: import("./api.js").Answers, names: Map<number, string>,
-	 *   runs: Run[]}} given `second`: the second text of Patch; `names`: the texts of tokens
+	 * @param {{shown: Shown, run: Run, checkpoint: Checkpoint, text: TokenizedText,
+	 *   second: TokenizedText | null, secondProblem: string, columns: Columns,
+	 *   answers: import("./api.js").Answers, names: Map<number, string>, runs: Run[]}} given
+	 *   `second`: the second text of Patch; `names`: the texts of tokens
 	 */
 	constructor(given) {
 		const { shown, run, text } = given;
@@ -221,7 +151,7 @@ export function isWorthIt(scene, id, passes) {
 /**
  * What the checkpoint is compared with, by the address: `RUN@STEP`.
  * @param {Scene} scene
- * @returns {{run: Run, checkpoint: Checkpoint} | null}
+ * @returns {Compared | null}
  */
 export function comparedWith(scene) {
 	if (scene.run.against) return scene.run.against;

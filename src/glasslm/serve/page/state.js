@@ -1,30 +1,5 @@
 // What is selected. The locked selection is the address; a preview lasts as long as the pointer.
 
-/**
- * @typedef {object} State
- * @property {string | null} run name of the run; null: the first one
- * @property {string | null} text null: the text that the run brings
- * @property {string | null} ids tokens of a text that was written, as in `12.5.9`; instead of text
- * @property {number | null} t caret: the last position that is read; null: a place near the end
- * @property {number} layer
- * @property {number} head
- * @property {number | null} step of the checkpoint; null: the latest one
- * @property {number | null} candidate token that Why explains; null: the one that comes
- * @property {number | null} rival token that it is compared with; null: the model's other choice;
- *   -1: none
- * @property {string | null} off parts that are switched off, as in `3.2,3.feedforward`
- * @property {string | null} n the number whose origin is shown, as in `attention.3.2.24`
- * @property {string[]} open views
- * @property {string} look how Attention is shown: heads, layers, head or patterns
- * @property {number} temperature
- * @property {number} topK 0: all
- * @property {number} topP
- * @property {number} lr of the step in Backward
- * @property {string | null} other second text of Patch; null: none yet
- * @property {string | null} against what Learning compares with: `run@step`; null: nothing
- * @property {string | null} theme light or dark; null: the system's
- */
-
 /** @type {Readonly<State>} */
 export const DEFAULTS = Object.freeze({
 	run: null,
@@ -94,7 +69,6 @@ export function writeAddress(state, longest = LONGEST_IN_ADDRESS) {
 }
 
 /** `towards`: candidate and rival whose logits a head pushes apart. */
-/** @typedef {Partial<State> & {towards?: [number, number]}} Preview */
 
 /** The one state, and who is told of its changes. */
 export const store = {
@@ -104,11 +78,6 @@ export const store = {
 	preview: {},
 	/** @type {(isPreview: boolean) => void} */
 	changed: () => {},
-
-	/** The state with what the pointer previews. @returns {State & Preview} */
-	get shown() {
-		return { ...this.state, ...this.preview };
-	},
 
 	/**
 	 * Locks a change. A new place forgets the candidates of the old one; a new text or run also the

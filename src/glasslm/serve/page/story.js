@@ -4,9 +4,6 @@ import { byId, el, morph } from "./dom.js";
 import { drawIfChanged, isDrawn } from "./drawn.js";
 import { empty, tool } from "./figure_parts.js";
 
-/** @typedef {import("./scene.js").Scene} Scene */
-/** @typedef {import("./scene.js").View} View */
-
 /**
  * @param {Scene} scene with the locked selection
  * @param {View[]} views

@@ -13,7 +13,7 @@ export const streamWords = (place) => (place ? `after layer ${place - 1}` : "at 
 export const streamName = (place) => (place ? `blocks.${place - 1}` : "embedding");
 
 /**
- * @param {import("./scene.js").Scene} scene
+ * @param {Scene} scene
  * @param {{id: string, label: string, colour: (place: number, t: number) => string | null,
  *   describe: (place: number, t: number) => [string, string?], later: string}} figure
  *   `later`: what is said of positions after the caret. A cell is the number `ID.PLACE.T`.

@@ -5,7 +5,7 @@ import { el } from "./dom.js";
 
 const MOST_ROWS = 2000; // of a table on the page; the CSV has all
 
-/** @param {() => import("./scene.js").Rows} makeRows */
+/** @param {() => Rows} makeRows */
 export function asTable(makeRows) {
 	const body = el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Table" });
 	const details = el(
@@ -31,7 +31,7 @@ function shown(x) {
 	return Math.abs(x) < 1e-4 ? x.toExponential(1) : Number(x.toPrecision(4));
 }
 
-/** @param {import("./scene.js").Rows} rows */
+/** @param {Rows} rows */
 export function table([head, ...rows]) {
 	const first = rows.slice(0, MOST_ROWS);
 	const more = rows.length - first.length;
@@ -65,7 +65,7 @@ export function table([head, ...rows]) {
 
 /**
  * As CSV (RFC 4180). A text that a spreadsheet would compute gets an apostrophe before it.
- * @param {import("./scene.js").Rows} rows
+ * @param {Rows} rows
  */
 export function toCsv(rows) {
 	const field = (/** @type {string | number} */ x) => {
@@ -82,7 +82,7 @@ export function toCsv(rows) {
  * @typedef {object} TintedCell
  * @property {string} text
  * @property {string} title what it is, with its number
- * @property {import("./colour.js").Quantity} quantity
+ * @property {Quantity} quantity
  * @property {number} alpha
  * @property {boolean} isPressed
  * @property {() => void} choose
@@ -106,7 +106,7 @@ export function tintedCell({ text, title, quantity, alpha, isPressed, choose }) 
 
 /**
  * @param {string[]} columns
- * @param {[import("./dom.js").Child, (TintedCell | null)[]][]} rows
+ * @param {[Child, (TintedCell | null)[]][]} rows
  * @param {number} room in pixels
  */
 export function tintedTable(columns, rows, room) {

@@ -3,15 +3,6 @@
 import { asRequestError, post, recorded, request } from "./api.js";
 import { count, plural } from "./words.js";
 
-/** @typedef {import("./scene.js").Run} Run */
-/** @typedef {import("./scene.js").Text} Text */
-
-/**
- * What is to be read: a text, or the ids of its tokens. A text that was written by tokens is not
- * always cut into the same ones again.
- * @typedef {{text: string} | {ids: number[]}} Wanted
- */
-
 /** @param {Run} run @param {Wanted} wanted */
 const keyOf = (run, wanted) => `${run.name}\0${JSON.stringify(wanted)}`;
 
@@ -20,7 +11,7 @@ export class Texts {
 	/** @param {() => void} arrived */
 	constructor(arrived) {
 		this.arrived = arrived;
-		/** @type {Map<string, Text>} */
+		/** @type {Map<string, TokenizedText>} */
 		this.known = new Map();
 		/** @type {Map<string, string>} what the server said of a text; empty while it is on its way */
 		this.refusals = new Map();
@@ -72,7 +63,7 @@ export class Texts {
 	 * Sends a text. Raises RequestError.
 	 * @param {Run} run
 	 * @param {Wanted} wanted
-	 * @returns {Promise<Text>}
+	 * @returns {Promise<TokenizedText>}
 	 */
 	async post(run, wanted) {
 		const key = keyOf(run, wanted);
@@ -85,7 +76,7 @@ export class Texts {
 			special: Boolean(answer.pieces[i].special),
 		}));
 		const whole = tokens.map((/** @type {{text: string}} */ token) => token.text).join("");
-		/** @type {Text} */
+		/** @type {TokenizedText} */
 		const made = {
 			id: answer.text,
 			text: "text" in wanted ? wanted.text : whole,
@@ -115,7 +106,7 @@ export class Texts {
 	/**
 	 * The answer that a saved page holds of a text, and its name there.
 	 * @param {Run} run
-	 * @param {Text} text
+	 * @param {TokenizedText} text
 	 * @returns {[string, object]}
 	 */
 	record(run, text) {

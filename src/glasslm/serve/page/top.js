@@ -6,9 +6,6 @@ import { announce, byId, el, morph } from "./dom.js";
 import { store } from "./state.js";
 import { count, fixed, glyphs, plural } from "./words.js";
 
-/** @typedef {import("./scene.js").Run} Run */
-/** @typedef {import("./scene.js").Scene} Scene */
-
 /** @param {Run} run @param {Run[]} runs */
 export function drawTitle(run, runs) {
 	const { layers, heads, width } = run.config;
@@ -62,7 +59,7 @@ export function moveStep(scene, by) {
 	if (next !== scene.checkpoint) goTo(scene.run, next);
 }
 
-/** @param {Run} run @param {import("./scene.js").Checkpoint} checkpoint */
+/** @param {Run} run @param {Checkpoint} checkpoint */
 function goTo(run, checkpoint) {
 	const isLatest = checkpoint === run.checkpoints.at(-1);
 	store.set({ step: isLatest ? null : checkpoint.step });

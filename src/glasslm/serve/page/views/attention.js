@@ -12,8 +12,6 @@ import { store } from "../state.js";
 import { asTable } from "../table.js";
 import { count, fixed, glyphs, headName, percent, quoted, score } from "../words.js";
 
-/** @typedef {import("../scene.js").Scene} Scene */
-
 const MOST_ROWS = 64; // of heads; of a larger model the chosen layer is shown
 const POWER = 0.75; // of a weight, which gives its alpha
 
@@ -23,7 +21,7 @@ const rowAsk = (scene) => `attention?t=${scene.t}`;
 /** The weights (L, H, T) from the caret. @param {Scene} scene */
 const weights = (scene) => scene.answer(rowAsk(scene))?.arrays.weights;
 
-/** @type {import("../scene.js").View} */
+/** @type {View} */
 export const attention = {
 	id: "attention",
 	title: "Attention",
@@ -74,7 +72,7 @@ export const attention = {
 	rows(scene) {
 		const w = weights(scene);
 		const read = scene.text.tokens.slice(0, scene.t + 1);
-		/** @type {import("../scene.js").Rows} */
+		/** @type {Rows} */
 		const rows = [["head", "does", ...read.map(({ text }, t) => `${t} ${glyphs(text)}`)]];
 		for (const { layer, head } of scene.allHeads) {
 			const does = headDoes(scene, layer, head)?.long ?? "";
@@ -209,7 +207,7 @@ function byLayer(scene) {
  * @param {Scene} scene
  * @param {number} rowHeight
  * @param {(row: number, t: number) => number} weight
- * @returns {Pick<import("../aligned_matrix.js").Matrix, "rowHeight" | "paintRow" | "paint">}
+ * @returns {Pick<Matrix, "rowHeight" | "paintRow" | "paint">}
  */
 function weightRows({ columns, t: caret }, rowHeight, weight) {
 	const size = columns.count * columns.width;

@@ -10,8 +10,6 @@ import { streamFigure, streamWords } from "../stream_figure.js";
 import { asTable, tintedCell, tintedTable } from "../table.js";
 import { count, fixed, glyphs, quoted, significant } from "../words.js";
 
-/** @typedef {import("../scene.js").Scene} Scene */
-
 const RATES = ["0.001", "0.01", "0.1"];
 const SPAN = 1000; // between the largest norm and the one that is drawn faintest
 const FAINTEST = 0.04;
@@ -26,7 +24,7 @@ const backwardAsk = (scene) => `backward?t=${scene.t}`;
 /** @param {Scene} scene */
 const stepAsk = (scene) => `step?t=${scene.t}&lr=${scene.state.lr}`;
 
-/** @type {import("../scene.js").View} */
+/** @type {View} */
 export const backward = {
 	id: "backward",
 	title: "Backward",

@@ -11,10 +11,6 @@ import { store } from "../state.js";
 import { asTable, table } from "../table.js";
 import { count, fixed, glyphs, headName, percent, plural, quoted, score } from "../words.js";
 
-/** @typedef {import("../scene.js").Scene} Scene */
-/** @typedef {import("../scene.js").Run} Run */
-/** @typedef {import("../scene.js").Checkpoint} Checkpoint */
-
 const ASK = "learning";
 const FEW = 5; // checkpoints, of which no curve can be drawn
 const MOST_POINTS = 24; // checkpoints of a curve
@@ -27,7 +23,7 @@ function isOpenOrCheap(scene) {
 	return isWorthIt(scene, "learning", PROBE_TOKENS / Math.max(1, scene.t + 1));
 }
 
-/** @type {import("../scene.js").View} */
+/** @type {View} */
 export const learning = {
 	id: "learning",
 	title: "Learning",
@@ -68,7 +64,7 @@ export const learning = {
 	},
 
 	rows(scene) {
-		/** @type {import("../scene.js").Rows} */
+		/** @type {Rows} */
 		const rows = [["step", ...KINDS.map(({ long }) => `best ${long} score`), "validation loss"]];
 		for (const checkpoint of curveCheckpoints(scene)) {
 			if (!scene.has([scene.pathAt(checkpoint, ASK)])) continue;
@@ -122,10 +118,10 @@ function curveCheckpoints(scene) {
 
 /** @param {Scene} scene */
 function fewCheckpoints(scene) {
-	const { max_steps: steps, keep, is_training: isTraining } = /** @type {any} */ (scene.run);
+	const { max_steps: steps, keep, is_training: isTraining } = scene.run;
 	const checkpoints = keptOf(scene.run);
 	if (checkpoints.length >= FEW) return null;
-	const interval = Math.max(1, Math.round((steps || 1000) / 20));
+	const interval = Math.max(1, Math.round((steps ?? 1000) / 20));
 	const kept = `This run has ${plural(checkpoints.length, "checkpoint")}`;
 	return empty(
 		`${kept}${isTraining ? " so far" : ""}.`,
@@ -139,7 +135,7 @@ function fewCheckpoints(scene) {
 /**
  * One of three charts side by side, over `most` steps or tokens.
  * @param {Scene} scene
- * @param {Pick<import("../line_chart.js").Chart, "title" | "yAxis" | "lines" | "mark" | "describe">
+ * @param {Pick<Chart, "title" | "yAxis" | "lines" | "mark" | "describe">
  *   & {most: number, label: string}} chart
  */
 function chart(scene, { most, label, ...rest }) {
@@ -306,13 +302,13 @@ function comparison(scene) {
 	];
 }
 
-/** @param {Scene} scene @param {{run: Run, checkpoint: Checkpoint}} side */
+/** @param {Scene} scene @param {Compared} side */
 function sideName(scene, { run, checkpoint }) {
 	const step = `step ${count(checkpoint.step)}`;
 	return run.name === scene.run.name ? step : `${run.name}, ${step}`;
 }
 
-/** @param {Scene} scene @param {{run: Run, checkpoint: Checkpoint}} compared */
+/** @param {Scene} scene @param {Compared} compared */
 function sideTable(scene, compared) {
 	const sides = [{ run: scene.run, checkpoint: scene.checkpoint }, compared];
 	const read = sides.map(({ checkpoint }) => scene.answer(scene.pathAt(checkpoint, "read")));
@@ -339,7 +335,7 @@ function sideTable(scene, compared) {
 	return table([head, ...rows.map(([name, cells]) => [name, ...cells])]);
 }
 
-/** @param {Scene} scene @param {import("../arrays.js").Answer | undefined} read */
+/** @param {Scene} scene @param {Answer | undefined} read */
 function firstChoices(scene, read) {
 	if (!read) return "–";
 	const { top_ids: ids, top_logprobs: logprobs } = read.arrays;

@@ -9,8 +9,6 @@ import { store } from "../state.js";
 import { asTable } from "../table.js";
 import { glyphs, percent, quoted } from "../words.js";
 
-/** @typedef {import("../scene.js").Scene} Scene */
-
 const ASK = "lens";
 const POWER = 0.9; // of a probability, which gives its alpha
 const ROW_PX = 20;
@@ -22,7 +20,7 @@ function lensOf(scene) {
 	return { places: /** @type {string[]} */ (answer?.header.places ?? []), ids, logprobs, target };
 }
 
-/** @type {import("../scene.js").View} */
+/** @type {View} */
 export const lens = {
 	id: "lens",
 	title: "Lens",
@@ -89,7 +87,7 @@ export const lens = {
 
 	rows(scene) {
 		const { places, ids, logprobs, target } = lensOf(scene);
-		/** @type {import("../scene.js").Rows} */
+		/** @type {Rows} */
 		const rows = [
 			["after", "position", "token", "first choice", "its probability", "that of what comes"],
 		];

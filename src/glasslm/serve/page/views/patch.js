@@ -11,8 +11,6 @@ import { asTable, tintedTable } from "../table.js";
 import { fixed, glyphs, percent, quoted, signed } from "../words.js";
 import { goalOf, patchAsks, patched, secondText } from "./second_text.js";
 
-/** @typedef {import("../scene.js").Scene} Scene */
-
 const LEAST_RANGE = 0.2; // nats, that a full colour stands for
 const SHOWN = 6; // candidates
 
@@ -59,7 +57,7 @@ function toggle(part) {
 	store.set({ off: next.length ? next.join(",") : null, n: `patch.off.${part.replace(".", "-")}` });
 }
 
-/** @type {import("../scene.js").View} */
+/** @type {View} */
 export const patch = {
 	id: "patch",
 	title: "Patch",

@@ -8,8 +8,6 @@ import { store } from "../state.js";
 import { asTable } from "../table.js";
 import { count, fixed, glyphs, quoted } from "../words.js";
 
-/** @typedef {import("../scene.js").Scene} Scene */
-
 const ASK = "read";
 export const NGRAM = "ngram"; // counted once, which takes seconds: what is here is drawn before it
 const MARGIN_NATS = 0.05; // by which the 5-gram must be better to be marked
@@ -33,14 +31,14 @@ function losses(scene) {
 		.filter((t) => t > 0 && nats.at(t) > ngram.at(t) + MARGIN_NATS);
 }
 
-/** @param {Scene} scene @param {import("../arrays.js").Tensor} [nats] */
+/** @param {Scene} scene @param {Tensor} [nats] */
 function meanNats(scene, nats = readings(scene).nats) {
 	let sum = 0;
 	for (let t = 1; t < scene.length; t++) sum += nats.at(t);
 	return sum / (scene.length - 1);
 }
 
-/** @type {import("../scene.js").View} */
+/** @type {View} */
 export const read = {
 	id: "read",
 	title: "Read",

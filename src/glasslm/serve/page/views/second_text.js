@@ -8,8 +8,6 @@ import { store } from "../state.js";
 import { streamFigure, streamWords } from "../stream_figure.js";
 import { fixed, glyphs, quoted, signed } from "../words.js";
 
-/** @typedef {import("../scene.js").Scene} Scene */
-
 const PORTION_FLOPS = 2e10; // of one answer about patches
 const LEAST_RANGE = 0.2; // nats, that a full colour stands for
 const CHANGED = 1e-4; // nats; smaller changes are rounding
@@ -55,7 +53,7 @@ export function secondText(scene) {
 /**
  * The first position at which two texts differ.
  * @param {Scene} scene
- * @param {import("../scene.js").Text} second
+ * @param {TokenizedText} second
  */
 function firstDifference(scene, second) {
 	const tokens = scene.text.tokens;
@@ -117,7 +115,7 @@ export function patched(scene, place, p) {
 	return row < 0 ? null : before.at(goal) - logprobs.at(row, goal);
 }
 
-/** @param {Scene} scene @param {import("../scene.js").Text} second */
+/** @param {Scene} scene @param {TokenizedText} second */
 function copies(scene, second) {
 	const difference = firstDifference(scene, second);
 	const tokens = secondTokens(scene, second);
@@ -167,7 +165,7 @@ function copies(scene, second) {
 /**
  * The second text on the ruler's columns, its differences framed.
  * @param {Scene} scene
- * @param {import("../scene.js").Text} second
+ * @param {TokenizedText} second
  */
 function secondTokens(scene, second) {
 	const isDifferent = (/** @type {number} */ t) => scene.text.tokens[t].id !== second.tokens[t]?.id;

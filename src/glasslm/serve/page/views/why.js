@@ -9,8 +9,6 @@ import { store } from "../state.js";
 import { asTable, slideHint } from "../table.js";
 import { fixed, glyphs, percent, quoted, signed } from "../words.js";
 
-/** @typedef {import("../scene.js").Scene} Scene */
-
 const MAX_GAP = 1e-4; // between the sum of the parts and the logits
 const SMALL = 0.03; // of the largest share: what is below is drawn soft
 const LINES = 4; // of the model's first choices in the chart, beside the token that comes
@@ -21,7 +19,7 @@ const ask = (scene) => `why?t=${scene.t}`;
 /** The probabilities of the candidates at every depth. @param {Scene} scene */
 const depthAsk = (scene) => `lens-at?t=${scene.t}`;
 
-/** @type {import("../scene.js").View} */
+/** @type {View} */
 export const why = {
 	id: "why",
 	title: "Why",

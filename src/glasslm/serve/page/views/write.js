@@ -8,8 +8,6 @@ import { asTable } from "../table.js";
 import { hideTip, showTip } from "../tip.js";
 import { fixed, glyphs, percent, plural, quoted } from "../words.js";
 
-/** @typedef {import("../scene.js").Scene} Scene */
-
 const SHOWN = 6; // candidates, beside the token that comes
 const CHUNK = 12; // tokens of a continuation that are asked for at once
 const LONGEST = 48; // tokens of a continuation
@@ -100,7 +98,7 @@ function paths(scene) {
 	]);
 }
 
-/** @type {import("../scene.js").View} */
+/** @type {View} */
 export const write = {
 	id: "write",
 	title: "Write",
