@@ -143,6 +143,50 @@ def page_text(locator: Any) -> str:
     return str(locator.inner_text()).replace("−", "-")
 
 
+FOCUSED = "() => document.activeElement.getAttribute('aria-label') ?? ''"
+
+
+@pytest.mark.parametrize(
+    ("view", "key", "table", "cell", "number"),
+    [
+        ("why", "5", ".con", "head 1.0", "why.1-0"),
+        ("patch", "6", ".switches", "without head 1.0", "patch.off.1-0"),
+        ("backward", "7", ".switches", "gradient of blocks.1.attention.k", "backward.matrix."),
+    ],
+)
+def test_a_table_of_numbers_is_one_tab_stop(
+    page: PageDriver, view: str, key: str, table: str, cell: str, number: str
+) -> None:
+    page.open(address(view))
+    keyboard = page.page.keyboard
+    keyboard.press(key)  # closes the view
+    keyboard.press(key)  # opens it, with the focus on its title
+    page.wait()
+    is_inside = f"() => document.activeElement.closest('#{view} {table}') !== null"
+    for _ in range(12):
+        keyboard.press("Tab")
+        if page.page.evaluate(is_inside):
+            break
+    assert page.page.evaluate(is_inside)
+    stops = f"#{view} {table} button"
+    assert page.page.locator(stops).count() > 6
+    assert page.page.locator(f"{stops}:not([tabindex='-1'])").count() == 1
+    first_cell = ["ArrowUp"] * 4 + ["ArrowLeft"] * 12
+    for arrow in [*first_cell, "ArrowRight", "ArrowDown"]:
+        keyboard.press(arrow)
+    assert cell in page.page.evaluate(FOCUSED)
+    assert page.state()["t"] == str(T)  # the caret has not moved
+    keyboard.press("Enter")
+    page.wait()
+    assert page.state()["n"].startswith(number)
+    assert cell in page.page.evaluate(FOCUSED)
+    keyboard.press("Tab")
+    assert not page.page.evaluate(is_inside)
+    keyboard.press("Shift+Tab")
+    assert cell in page.page.evaluate(FOCUSED)
+    page.require_silence()
+
+
 @pytest.mark.slow
 def test_neurons_can_be_switched_off(page: PageDriver, model: Model) -> None:
     page.open(address("patch"))

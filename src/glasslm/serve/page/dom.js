@@ -14,7 +14,7 @@ function dispatch(event) {
 }
 
 /** Replaces the handlers. @param {EventTarget} target @param {Handlers} wanted */
-function listen(target, wanted) {
+export function listen(target, wanted) {
 	for (const name of Object.keys(wanted)) target.addEventListener(name, dispatch); // once a name
 	handlers.set(target, wanted);
 }

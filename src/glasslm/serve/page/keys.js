@@ -11,7 +11,7 @@ export const KEYS = [
 	["[ ]", "head"],
 	[", .", "checkpoint"],
 	["1 – 8", "open or close a view, and go there"],
-	["Tab", "into a figure: arrows move a cell, Enter chooses it"],
+	["Tab", "into a figure or a table of numbers: arrows move a cell, Enter chooses it"],
 	["Enter", "on a number: where it comes from"],
 	["t", "the view under focus as a table"],
 	["/", "edit the text"],

@@ -2,6 +2,7 @@
 
 import { textTint } from "./colour.js";
 import { el } from "./dom.js";
+import { oneTabStop } from "./tab_stops.js";
 
 const MOST_ROWS = 2000; // of a table on the page; the CSV has all
 
@@ -108,19 +109,23 @@ export function tintedCell({ text, title, quantity, alpha, isPressed, choose }) 
  * @param {string[]} columns
  * @param {[Child, (TintedCell | null)[]][]} rows
  * @param {number} room in pixels
+ * @param {string} label what it shows, for a screen reader
  */
-export function tintedTable(columns, rows, room) {
+export function tintedTable(columns, rows, room, label) {
 	const least = 32 + columns.length * 44;
 	const head = columns.map((title) => el("th", { scope: "col" }, title));
 	const body = rows.map(([label, cells]) => {
 		const row = cells.map((cell) => el("td", {}, cell && tintedCell(cell)));
 		return el("tr", {}, el("th", { scope: "row" }, label), row);
 	});
-	return el(
-		"table",
-		{ class: "switches", style: { "min-width": `${least}px` } },
+	return numberGrid(
+		{ class: "switches", "aria-label": label, style: { "min-width": `${least}px` } },
 		slideHint(least, room),
 		el("thead", {}, el("tr", {}, el("th", { class: "corner" }), head)),
 		el("tbody", {}, body),
 	);
 }
+
+/** A table of buttons, with one tab stop. @param {Props} props @param {Child[]} parts */
+export const numberGrid = (props, ...parts) =>
+	oneTabStop(props["aria-label"], el("table", { role: "grid", ...props }, parts));

@@ -9,6 +9,7 @@ import { headDoes, headScore, KINDS, scoreName, SCORES } from "../head_names.js"
 import { drawPattern, headPattern } from "../pattern.js";
 import { headAsk } from "../rail.js";
 import { store } from "../state.js";
+import { oneTabStop } from "../tab_stops.js";
 import { asTable } from "../table.js";
 import { count, fixed, glyphs, headName, percent, quoted, score } from "../words.js";
 
@@ -279,5 +280,5 @@ function allPatterns(scene) {
 		);
 	});
 	const style = { "grid-template-columns": `repeat(${across}, max-content)` };
-	return el("div", { class: "patterns", style }, buttons);
+	return oneTabStop("patterns", el("div", { class: "patterns", style }, buttons));
 }

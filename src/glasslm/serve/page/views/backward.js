@@ -7,6 +7,7 @@ import { legend, number, segments, strong } from "../figure_parts.js";
 import { isWorthIt } from "../scene.js";
 import { store } from "../state.js";
 import { streamFigure, streamWords } from "../stream_figure.js";
+import { oneTabStop } from "../tab_stops.js";
 import { asTable, tintedCell, tintedTable } from "../table.js";
 import { count, fixed, glyphs, quoted, significant } from "../words.js";
 
@@ -16,6 +17,7 @@ const FAINTEST = 0.04;
 const POWER = 0.8; // of a matrix's norm
 const MOST_COLUMNS = 12; // of the table of matrices
 const GAINS = 1e-6; // nats; smaller changes are rounding
+const NORMS = "norm of the gradient of each weight matrix";
 const STEP_PASSES = 8; // forward passes that cost as much as a step
 
 /** @param {Scene} scene */
@@ -67,11 +69,7 @@ export const backward = {
 		return [
 			...norms(scene),
 			el("div", { class: "wide" }, matrices(scene)),
-			el(
-				"p",
-				{ class: "cap" },
-				"norm of the gradient of each weight matrix; choose one for the lines that computed it",
-			),
+			el("p", { class: "cap" }, `${NORMS}; choose one for the lines that computed it`),
 			el(
 				"div",
 				{ class: "dials" },
@@ -236,7 +234,7 @@ function matrices(scene) {
 		el("span", {}, `${names[i].replace(".weight", "")} `, tintedCell(cell(i))),
 	);
 	return [
-		columns.length ? tintedTable(columns, rows, scene.columns.room) : null,
-		el("p", { class: "chips indented" }, single),
+		columns.length ? tintedTable(columns, rows, scene.columns.room, NORMS) : null,
+		oneTabStop("other matrices", el("p", { class: "chips indented" }, single)),
 	];
 }

@@ -7,6 +7,7 @@ import { divergingLegend, number, strong, tool } from "../figure_parts.js";
 import { isWorthIt, partName } from "../scene.js";
 import { store } from "../state.js";
 import { streamName, streamWords } from "../stream_figure.js";
+import { oneTabStop } from "../tab_stops.js";
 import { asTable, tintedTable } from "../table.js";
 import { fixed, glyphs, percent, quoted, signed } from "../words.js";
 import { goalOf, patchAsks, patched, secondText } from "./second_text.js";
@@ -250,6 +251,7 @@ function switches(scene) {
 			rests.map((rest) => cell(`${layer}.${rest}`)),
 		]),
 		scene.columns.room * (isWide ? 0.57 : 1),
+		"Change of the loss without each part",
 	);
 	const words = `change of the loss on ${quoted(scene.token(goal))} without the part; `;
 	const bound = fixed(most, 1);
@@ -316,12 +318,15 @@ function neuronChips(scene) {
 			"aria-label": `Neurons of layer ${layer + by}`,
 			disabled: layer + by < 0 || layer + by >= scene.layers,
 		});
-	return el(
-		"p",
-		{ class: "chips indented", role: "group", "aria-label": words },
-		el("span", {}, step(-1, "‹"), ` layer ${layer} `, step(1, "›")),
-		`${words} (share of the difference of the two logits; a click switches one off): `,
-		chips,
+	return oneTabStop(
+		"neurons",
+		el(
+			"p",
+			{ class: "chips indented", role: "group", "aria-label": words },
+			el("span", {}, step(-1, "‹"), ` layer ${layer} `, step(1, "›")),
+			`${words} (share of the difference of the two logits; a click switches one off): `,
+			chips,
+		),
 	);
 }
 

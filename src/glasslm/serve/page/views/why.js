@@ -6,7 +6,7 @@ import { lineChart } from "../line_chart.js";
 import { number, strong } from "../figure_parts.js";
 import { partName, placeName } from "../scene.js";
 import { store } from "../state.js";
-import { asTable, slideHint } from "../table.js";
+import { asTable, numberGrid, slideHint } from "../table.js";
 import { fixed, glyphs, percent, quoted, signed } from "../words.js";
 
 const MAX_GAP = 1e-4; // between the sum of the parts and the logits
@@ -201,9 +201,12 @@ function shares(scene) {
 		rows.push(row(isWide ? "last norm" : "norm", [cell("norm.bias", across)], own));
 	}
 	const least = (isWide ? 74 : 34) + titles.length * 42;
-	return el(
-		"table",
-		{ class: "con", style: { "min-width": `${least}px` } },
+	return numberGrid(
+		{
+			class: "con",
+			"aria-label": "Shares of all parts",
+			style: { "min-width": `${least}px` },
+		},
 		slideHint(least, scene.columns.room * (isWide ? 0.57 : 1)),
 		el(
 			"thead",

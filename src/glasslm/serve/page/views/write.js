@@ -4,6 +4,7 @@ import { tint } from "../colour.js";
 import { el } from "../dom.js";
 import { legend, number, strong, tool } from "../figure_parts.js";
 import { store } from "../state.js";
+import { oneTabStop } from "../tab_stops.js";
 import { asTable } from "../table.js";
 import { hideTip, showTip } from "../tip.js";
 import { fixed, glyphs, percent, plural, quoted } from "../words.js";
@@ -323,7 +324,6 @@ function written(scene, path, tokens) {
 		el(
 			"button",
 			{
-				tabindex: i === 0 ? 0 : -1,
 				style: { background: tint("look", token.p * ALPHA) },
 				"aria-label": `${glyphs(scene.token(token.id))}, ${percent(token.p)}`,
 				on: {
@@ -336,25 +336,13 @@ function written(scene, path, tokens) {
 					pointerleave: hideTip,
 					focus: (event) => tell(event, token),
 					blur: hideTip,
-					keydown: moveAlong,
 				},
 			},
 			glyphs(scene.token(token.id)),
 		),
 	);
-	return el("span", { class: "txt" }, el("s", {}, context), el("b", {}, inner), buttons);
-}
-
-/** Arrow keys move from token to token. @param {any} event */
-function moveAlong(event) {
-	const sibling = {
-		ArrowLeft: event.currentTarget.previousElementSibling,
-		ArrowRight: event.currentTarget.nextElementSibling,
-	}[/** @type {"ArrowLeft"} */ (event.key)];
-	if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
-	event.preventDefault();
-	event.stopPropagation();
-	if (sibling?.nodeName === "BUTTON") sibling.focus();
+	const text = el("span", { class: "txt" }, el("s", {}, context), el("b", {}, inner), buttons);
+	return oneTabStop(`write ${path}`, text);
 }
 
 /**
