@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import re
 from collections.abc import Iterator
@@ -155,6 +156,39 @@ def test_the_saved_tables_are_the_model(page: PageDriver, model: Model, tmp_path
         total = sum(float(row[name]) for row in parts)
         np.testing.assert_allclose(total, float(logit_row[name]), atol=1e-4)
     assert "✓" in page.text("#why .proof")
+
+
+def test_the_python_of_a_share_repeats_it(page: PageDriver, model: Model) -> None:
+    t = 9
+    page.open(f"open=why&t={t}")
+    shares = {
+        "tbody tr:nth-child(1) button": "embedding",
+        "tbody tr:nth-child(3) td:nth-child(2) button": "blocks.1.attention.heads",
+        "tbody tr:nth-child(3) td:nth-child(4) button": "blocks.1.feedforward",
+    }
+    for rival in ("", "nothing"):
+        if rival:
+            page.page.locator("#why .dials select").nth(1).select_option(label=rival)
+            page.wait()
+        for selector, name in shares.items():
+            value, python = page.choose_number(f"#why .con {selector}")
+            assert page.text(".where .name").startswith(name)
+            np.testing.assert_allclose(evaluate(python), float(value), atol=6e-5)
+            assert page.page.locator(".where .src .hot").count()
+    # The last share is that of a logit alone: the feed-forward times the row of the token.
+    text = re.search(r"^text = (.*)$", python, re.MULTILINE)
+    token = re.search(r"np\.array\(\[(\d+)\]\)", python)
+    assert text
+    assert token
+    names = ["blocks.1", "blocks.1.feedforward", "logits"]
+    arrays = model.inspect(ast.literal_eval(text[1]), names)
+    parameters = dict(model.engine.state())
+    row = parameters["norm.weight"] * parameters["embedding.weight"][int(token[1])]
+    scale = 1 / np.sqrt((arrays["blocks.1"][t] ** 2).mean() + model.config.model.norm_eps)
+    np.testing.assert_allclose(
+        arrays["blocks.1.feedforward"][t] @ row * scale, float(value), atol=6e-5
+    )
+    page.require_silence()
 
 
 def test_a_drawing_has_all_labels_and_bars(page: PageDriver, tmp_path: Path) -> None:

@@ -215,19 +215,21 @@ def test_a_second_text_is_copied_in(page: PageDriver, model: Model) -> None:
     page.wait()
     page.page.wait_for_selector('[data-key="patch-copy"]')
     page.page.wait_for_timeout(400)
-    # The keyboard walks to the place after layer 1 at position 16, which both texts have read.
+    # The keyboard walks to the place after layer 0 at position 17, which both texts have read.
     cells = page.page.locator('[data-key="patch-copy"] .cells')
     cells.focus()
-    for key in ["ArrowDown"] * 2 + ["ArrowLeft"] * 5 + ["Enter"]:
+    for key in ["ArrowDown", *["ArrowLeft"] * 4, "Enter"]:
         page.page.keyboard.press(key)
     page.wait()
-    assert page.state()["n"] == f"patch.copy.2.{T - 5}"
-    stream = model.inspect(OTHER, ["blocks.1"])["blocks.1"][T - 5]
-    edits = [("blocks.1", np.s_[:, T - 5], stream)]
+    assert page.state()["n"] == f"patch.copy.1.{T - 4}"
+    stream = model.inspect(OTHER, ["blocks.0"])["blocks.0"][T - 4]
+    edits = [("blocks.0", np.s_[:, T - 4], stream)]
     logits = model.inspect(TEXT, ["logits"], edits)["logits"]
     after = -log_probabilities(logits[T])[model.tokenizer.encode(TEXT)[T + 1]]
     change = numbers(page.text(".where .big"))[0]
     np.testing.assert_allclose(change, after - model.losses(TEXT)[T], atol=6e-5)
+    assert abs(change) > 1e-3
+    np.testing.assert_allclose(evaluate(page.text(".where .python")), change, atol=6e-5)
     field.fill("the cat 7")
     page.page.wait_for_selector("#patch .second .note")
     assert "7" in page.text("#patch .second .note")

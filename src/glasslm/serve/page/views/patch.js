@@ -10,7 +10,7 @@ import { streamName, streamWords } from "../stream_figure.js";
 import { oneTabStop } from "../tab_stops.js";
 import { asTable, tintedTable } from "../table.js";
 import { fixed, glyphs, percent, quoted, signed } from "../words.js";
-import { goalOf, patchAsks, patched, secondText } from "./second_text.js";
+import { copyPython, goalOf, patchAsks, patched, secondText } from "./second_text.js";
 
 const LEAST_RANGE = 0.2; // nats, that a full colour stands for
 const SHOWN = 6; // candidates
@@ -165,7 +165,7 @@ export const patch = {
 		const where = `${streamWords(place)}, position ${p},`;
 		const words = [`change of ${loss} when the stream ${where} is that of the second text`];
 		const value = `${signed(x, 4)} nats`;
-		return { value, words, name: streamName(place), python: () => "" };
+		return { value, words, name: streamName(place), python: copyPython(scene, place, p) };
 	},
 };
 

@@ -5,7 +5,7 @@ import { diverging, palette, tint } from "../colour.js";
 import { el } from "../dom.js";
 import { cellText, divergingLegend, empty, monospace, tool } from "../figure_parts.js";
 import { store } from "../state.js";
-import { streamFigure, streamWords } from "../stream_figure.js";
+import { streamFigure, streamName, streamWords } from "../stream_figure.js";
 import { fixed, glyphs, quoted, signed } from "../words.js";
 
 const PORTION_FLOPS = 2e10; // of one answer about patches
@@ -115,6 +115,28 @@ export function patched(scene, place, p) {
 	return row < 0 ? null : before.at(goal) - logprobs.at(row, goal);
 }
 
+/**
+ * Python that gives the change of the goal's loss by a patch; none of a second text of one token,
+ * which `inspect` does not read.
+ * @param {Scene} scene
+ * @param {number} place
+ * @param {number} p
+ * @returns {(code: string) => string}
+ */
+export function copyPython(scene, place, p) {
+	const { text = "", tokens = [] } = scene.second ?? {};
+	if (tokens.length < 2) return () => "";
+	const goal = goalOf(scene);
+	return (code) =>
+		[
+			`stream = ${code.replace("text", () => JSON.stringify(text))}[${p}]`,
+			`edits = [("${streamName(place)}", np.s_[:, ${p}], stream)]`,
+			`x = model.inspect(text, ["logits"])["logits"][${scene.t}]`,
+			`y = model.inspect(text, ["logits"], edits)["logits"][${scene.t}]`,
+			`np.logaddexp.reduce(y) - y[${goal}] - np.logaddexp.reduce(x) + x[${goal}]`,
+		].join("\n");
+}
+
 /** @param {Scene} scene @param {TokenizedText} second */
 function copies(scene, second) {
 	const difference = firstDifference(scene, second);
@@ -151,6 +173,7 @@ function copies(scene, second) {
 		describe: (place, p) => {
 			const change = patched(scene, place, p);
 			const where = `stream ${streamWords(place)}, position ${p}, copied from the second text`;
+			if (p >= second.tokens.length) return ["the second text has ended"];
 			return [change === null ? "not here yet" : `${signed(change, 3)} nats on ${goal}`, where];
 		},
 		later: "after the caret: it cannot matter",

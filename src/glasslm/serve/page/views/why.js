@@ -97,7 +97,7 @@ export const why = {
 				`${less}, the last norm’s scale held`,
 			],
 			name: activationName(part),
-			python: () => "", // a share is a product of several arrays
+			python: () => sharePython(scene, part),
 		};
 	},
 };
@@ -126,6 +126,20 @@ function question(scene) {
 	const share = (/** @type {number} */ i) => shares.at(i, c) - (r < 0 ? 0 : shares.at(i, r));
 	const logit = logits.at(c) - (r < 0 ? 0 : logits.at(r));
 	return { candidate, rival, tokens, parts, share, logit };
+}
+
+/** Python that gives the share of a part. @param {Scene} scene @param {string} part */
+function sharePython(scene, part) {
+	const { candidate, rival } = question(scene);
+	const row = `shares[parts.index("${part}")]`;
+	return [
+		"from glasslm.inference.microscope import contributions, recorded_pass",
+		"recorded = recorded_pass.RecordedPass(model, model.tokenizer.encode(text))",
+		`tokens = np.array([${candidate}${rival === null ? "" : `, ${rival}`}])`,
+		"weights = dict(model.engine.state())",
+		`parts, shares, _ = contributions.contributions(recorded, weights, ${scene.t}, tokens)`,
+		rival === null ? `${row}[0]` : `${row} @ [1, -1]`,
+	].join("\n");
 }
 
 /** @param {Scene} scene */
