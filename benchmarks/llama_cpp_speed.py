@@ -1,0 +1,109 @@
+"""Generated tokens/s of one text: glasslm against llama.cpp with the same weights.
+
+    pip install 'glasslm[interop]' llama-cpp-python
+    python benchmarks/llama_cpp_speed.py [--preset nanogpt --tokens 250 --threads 1 2
+        --quantize f32 q8_0 --rounds 5]
+
+An untrained run of the preset is exported by `glasslm export --to gguf`. Both start from a newline
+and take the likeliest token each time, so no sampling is counted; in float32 they must write the
+same tokens. llama.cpp decodes one token a call, by `Llama.eval`; glasslm by `generation.generate`,
+with the decoding of tokens to text. Programs take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as glasslm's command line does
+import llama_cpp
+import numpy as np
+
+import glasslm
+from glasslm.config.presets import PRESETS
+from glasslm.config.schema import ComputeConfig
+from glasslm.engines.factory import make_engine
+from glasslm.engines.protocol import Engine
+from glasslm.inference.generation import generate
+from glasslm.inference.sampling import Sampling
+from glasslm.inference.trained_model import Model
+from glasslm.interop import gguf_file
+from glasslm.interop.model_export import load_export
+from glasslm.runs import checkpoint
+from paired import heading, print_speeds, take_turns
+from serve_speed import make_run
+
+
+def by_llama_cpp(model: Any, start: int, vocab_size: int, tokens: int) -> list[int]:
+    """The likeliest tokens, by llama.cpp."""
+    model.reset()
+    written = [start]
+    for _ in range(tokens):
+        model.eval(written[-1:])
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(model.ctx), (vocab_size,))
+        written.append(int(logits.argmax()))
+    return written[1:]
+
+
+def by_glasslm(model: Model, engine: Engine, tokens: int) -> list[int]:
+    """The likeliest tokens, by glasslm."""
+    pieces = generate(
+        engine,
+        model.tokenizer,
+        ["\n"],
+        model_config=model.config.model,
+        max_new_tokens=tokens,
+        sampling=Sampling(temperature=0.0),
+    )
+    return [piece.token for piece in pieces]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", default="nanogpt", choices=list(PRESETS))
+    parser.add_argument("--tokens", type=int, default=250)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--quantize", nargs="+", default=["f32", "q8_0"])
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run = make_run(Path(folder) / "run", args.preset)
+        model = glasslm.load(run)
+        weights = checkpoint.load(run, model.step).weights()
+        (start,) = model.tokenizer.encode("\n").tolist()
+        works: dict[str, Callable[[], list[int]]] = {}
+        for threads in args.threads:
+            compute = ComputeConfig("numpy", "cpu", "fp32", threads=threads)
+            engine = make_engine(model.config, model.tokenizer.vocab_size, compute)
+            engine.load(weights.items())
+            works[f"glasslm, {threads} threads"] = partial(by_glasslm, model, engine, args.tokens)
+            for quantization in args.quantize:
+                path = Path(folder) / f"{quantization}.gguf"
+                if not path.exists():
+                    gguf_file.write(load_export(str(run), "latest"), path, quantization)
+                theirs = llama_cpp.Llama(
+                    str(path), n_ctx=model.config.model.block_size, n_threads=threads, verbose=False
+                )
+                works[f"llama.cpp {quantization}, {threads} threads"] = partial(
+                    by_llama_cpp, theirs, start, model.tokenizer.vocab_size, args.tokens
+                )
+        texts = {name: work() for name, work in works.items()}
+        first = next(iter(texts.values()))
+        for name, text in texts.items():
+            assert "q8_0" in name or text == first, f"{name} writes another text"
+        times = take_turns(works, 0, rounds=args.rounds)
+    print(heading("numpy", "llama-cpp-python", threads=max(args.threads)))
+    print(f"preset {args.preset}, one text of {args.tokens} tokens, greedy")
+    peers = tuple(name for name in works if name.startswith("llama.cpp"))
+    print_speeds(times, args.tokens, peers)
+
+
+if __name__ == "__main__":
+    main()
