@@ -18,6 +18,7 @@ NEED_CHROMIUM = {"page_speed"}  # the same
 SLOW = {"ablation_memory", "cookbook_figure", "extrapolation", "terminal_figure"}
 SMALLEST_FLAGS = {
     "attention_memory": "--lengths 256 --seconds 0.1",
+    "bits_per_byte": "--text-file text.txt --max-steps 4 --d-model 32",
     "cache_speed": "--lengths 64 --seconds 0.1",
     "course_speed": "--pairs 1 --seconds 0.2",
     "engine_thresholds": "--sizes tiny --batch-size 2 --seconds 0.1 --no-compile",
