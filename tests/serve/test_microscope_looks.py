@@ -24,6 +24,7 @@ from server_process import (
 )
 
 import glasslm
+from small_runs import train
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +94,54 @@ def test_everything_can_be_read_and_has_a_name(
         page.page.evaluate("() => { document.querySelector('.crumb button').textContent = '' }")
         page.page.evaluate("() => { document.querySelector('.crumb button').ariaLabel = '' }")
         assert len(page.faults()) >= 2  # the check can fail
+
+
+LONG_PIECE = " neighbourhoods"
+
+
+@pytest.fixture(scope="module")
+def word_pieces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A run whose tokens are pieces of words, one of which is wider than a column."""
+    folder = tmp_path_factory.mktemp("pieces")
+    text = folder / "text.txt"
+    lines = (f"Number {i} of the{LONG_PIECE} is near the old mill.\n" for i in range(300))
+    text.write_text("".join(lines), encoding="utf-8")
+    flags = {"tokenizer": "bpe", "vocab_size": 320, "max_steps": 5, "sample_interval": 0}
+    run = train(text, folder / "run", **flags).run_dir
+    assert LONG_PIECE in map(glasslm.load(run).tokenizer.decode, ([i] for i in range(320)))
+    with serving(run) as server:
+        yield server
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+def test_a_piece_of_a_word_that_is_cut_can_be_read_whole(
+    browser: Any, word_pieces: ServerProcess, width: int
+) -> None:
+    whole = LONG_PIECE.replace(" ", "·")
+    with open_page(browser, word_pieces.url, width=width) as page:
+        page.open(f"open=lens,why,patch&t=3&text=Number+3+of+the{LONG_PIECE.replace(' ', '+')}+is")
+        token = page.page.locator(f".tok[aria-label*='{whole}']")
+        assert token.inner_text() == "·neigh…"
+        assert token.bounding_box()["width"] == 72
+        assert token.evaluate("e => e.scrollWidth <= e.clientWidth")
+        token.hover()
+        assert f"“{whole}”" in page.text("#tip")
+        token.click()
+        page.wait()
+        assert page.page.locator(".crumb.after code").get_attribute("title") == f"“{whole}”"
+        assert page.page.locator(".tok.here").bounding_box()["x"] > 38  # what it read is in sight
+        page.page.keyboard.press("ArrowLeft")
+        page.wait()
+        candidate = page.page.locator("#patch .compared .ch.hit")
+        assert candidate.inner_text() == "·neighbo…"
+        assert candidate.get_attribute("title") == f"“{whole}”"
+        figure = page.page.locator('[data-key="lens"] .cells')
+        figure.focus()
+        page.page.keyboard.press("ArrowUp")
+        page.page.wait_for_function("() => !document.getElementById('tip').hidden")
+        assert f"what comes “{whole}”" in page.text("#tip")
+        assert page.faults() == []
+        page.require_silence()
 
 
 @pytest.mark.parametrize("kind", HOSTILE)

@@ -9,7 +9,7 @@ const WIDE_PX = 600;
 /**
  * The columns of a text of `total` tokens, of which the longest has `glyphs` characters, in `room`
  * pixels. A text that does not fit is seen through a window, which `caret` moves when it comes near
- * an end.
+ * an end, a little further than it must.
  * @param {{room: number, gutter: number, total: number, glyphs: number, caret: number,
  *   first: number}} given
  * @returns {Columns}
@@ -23,9 +23,10 @@ export function layColumns({ room, gutter, total, glyphs, caret, first }) {
 	const isWide = room > WIDE_PX;
 	if (inSight === total) return { gutter, width, first: 0, count: total, total, room, isWide };
 	const before = Math.min(3, Math.floor(inSight / 4));
+	const further = Math.max(0, Math.min(2, Math.floor(inSight / 2) - before - 1));
 	let from = first;
-	if (caret < from + before) from = caret - before - 2;
-	if (caret + 1 > from + inSight - 1 - before) from = caret + before + 4 - inSight;
+	if (caret < from + before) from = caret - before - further;
+	if (caret > from + inSight - before - 2) from = caret - inSight + before + 2 + further;
 	from = Math.max(0, Math.min(total - inSight, from));
 	return { gutter, width, first: from, count: inSight, total, room, isWide };
 }

@@ -1,7 +1,17 @@
 // Elements, and `morph`, which changes elements in place so that focus, drags and scrolling stay.
 
 const SVG = "http://www.w3.org/2000/svg";
-const SVG_TAGS = new Set(["svg", "path", "line", "circle", "text", "rect", "g", "polyline"]);
+const SVG_TAGS = new Set([
+	"svg",
+	"path",
+	"line",
+	"circle",
+	"text",
+	"rect",
+	"g",
+	"polyline",
+	"title",
+]);
 const PROPERTIES = new Set(["value", "checked", "selected"]);
 
 /** @type {WeakMap<EventTarget, Handlers>} */

@@ -61,6 +61,7 @@ export function lineChart({ title, width, height, xAxis, yAxis, lines, mark, des
 					style: { "font-weight": line.isStrong ? "700" : "500" },
 				},
 				line.name,
+				line.title && el("title", {}, line.title),
 			),
 		),
 	);

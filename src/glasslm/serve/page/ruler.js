@@ -9,7 +9,7 @@ import { headDoes } from "./head_names.js";
 import { store } from "./state.js";
 import { hideTip, showTip } from "./tip.js";
 import { moveStep } from "./top.js";
-import { count, fixed, glyphs, headName, quoted, signed } from "./words.js";
+import { count, fixed, glyphs, headName, signed, wholly } from "./words.js";
 
 const MOST_NATS = 5; // from which on the colour is full
 const POWER = 0.8; // of the share of it, which gives the alpha
@@ -40,10 +40,11 @@ export function drawRuler(scene, tools) {
 function crumbs(scene) {
 	const { layer, head, t, step } = { ...scene.state, t: scene.t, step: scene.checkpoint.step };
 	const does = headDoes(scene, layer, head);
+	const here = scene.text.tokens[t].text;
 	return [
 		crumb(
 			"after",
-			[`${t} `, el("code", {}, glyphs(scene.text.tokens[t].text, 8))],
+			[`${t} `, el("code", { title: wholly(here) }, glyphs(here, 8))],
 			"position",
 			(by) => moveCaret(scene, by),
 			"caret after",
@@ -133,7 +134,7 @@ function drawTokens(scene) {
 		const shown = glyphs(token.text);
 		const cut = [...shown].length > fits ? `${[...shown].slice(0, fits - 1).join("")}…` : shown;
 		const surprise = nats && t > 0 ? `, surprise ${fixed(nats.at(t))} nats` : "";
-		const say = `${t}: ${glyphs(token.text, 40)}${surprise}`;
+		const say = `${t}: ${glyphs(token.text)}${surprise}`;
 		return el(
 			"button",
 			{
@@ -145,7 +146,7 @@ function drawTokens(scene) {
 				on: {
 					click: () => store.set({ t }),
 					pointerenter: (event) =>
-						showTip(event, `${t} ${quoted(token.text)}${surprise}`, "click: stand after it"),
+						showTip(event, `${t} ${wholly(token.text)}${surprise}`, "click: stand after it"),
 					pointerleave: hideTip,
 				},
 			},

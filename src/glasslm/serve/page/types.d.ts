@@ -247,6 +247,8 @@ interface Matrix {
 
 interface Line {
 	name: string;
+	/** Its whole name, for the pointer. */
+	title?: string;
 	/** x and y. */
 	points: number[][];
 	colour: string;

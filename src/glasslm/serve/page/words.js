@@ -72,8 +72,11 @@ export function glyphs(text, most = Infinity) {
 	return characters.length > most ? `${shown}…` : shown;
 }
 
-/** A token in quotes. @param {string} text */
-export const quoted = (text) => `“${glyphs(text, MAX_GLYPHS)}”`;
+/** A token in quotes. @param {string} text @param {number} [most] characters */
+export const quoted = (text, most = MAX_GLYPHS) => `“${glyphs(text, most)}”`;
+
+/** The same, however long it is. @param {string} text */
+export const wholly = (text) => quoted(text, Infinity);
 
 /**
  * The name of a layer's head, as in Python: both count from 0.

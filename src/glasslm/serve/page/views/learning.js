@@ -341,6 +341,6 @@ function firstChoices(scene, read) {
 	const { top_ids: ids, top_logprobs: logprobs } = read.arrays;
 	return Array.from({ length: Math.min(SHOWN, ids.shape[1]) }, (_, k) => {
 		const p = percent(Math.exp(logprobs.at(scene.t, k)));
-		return `${glyphs(scene.token(ids.at(scene.t, k)), 8)} ${p}`;
+		return `${glyphs(scene.token(ids.at(scene.t, k)), 8)}\u00a0${p}`;
 	}).join(", ");
 }

@@ -6,7 +6,7 @@ import { el } from "../dom.js";
 import { empty, number, strong } from "../figure_parts.js";
 import { store } from "../state.js";
 import { asTable } from "../table.js";
-import { count, fixed, glyphs, quoted } from "../words.js";
+import { count, fixed, glyphs, quoted, wholly } from "../words.js";
 
 const ASK = "read";
 export const NGRAM = "ngram"; // counted once, which takes seconds: what is here is drawn before it
@@ -77,7 +77,7 @@ export const read = {
 		const figure = alignedMatrix(scene, {
 			id: "read",
 			label: `Surprise of each ${scene.unit}, against a ${order}-gram`,
-			rows: [{ label: [scene.columns.isWide ? `nats, up to ${most}` : `${most}`] }],
+			rows: [{ label: [scene.columns.isWide ? `nats, up to ${most}` : "nats"] }],
 			rowHeight: HEIGHT,
 			extra: 12,
 			paint: (context, _, t, { x, width }) => {
@@ -96,7 +96,7 @@ export const read = {
 		const caption = el(
 			"figcaption",
 			{},
-			el("span", { class: "key" }, el("i", { style: bar }), "the model"),
+			el("span", { class: "key" }, el("i", { style: bar }), `the model, up to ${most} nats`),
 			...(ngram
 				? [
 						el(
@@ -167,7 +167,7 @@ function largest(scene) {
 function describe(scene, t) {
 	if (t === 0) return [`nothing predicts the first ${scene.unit}`];
 	const { nats, rank, ngram } = readings(scene);
-	const text = quoted(scene.text.tokens[t].text);
+	const text = wholly(scene.text.tokens[t].text);
 	const other = ngram ? `, 5-gram ${fixed(ngram.at(t))}` : "";
 	const detail = `rank ${count(rank.at(t) + 1)} of ${count(scene.run.vocab_size)}`;
 	return [`${text}: model ${fixed(nats.at(t))}${other} nats`, detail];

@@ -6,7 +6,7 @@ import { el } from "../dom.js";
 import { cellText, divergingLegend, empty, monospace, tool } from "../figure_parts.js";
 import { store } from "../state.js";
 import { streamFigure, streamName, streamWords } from "../stream_figure.js";
-import { fixed, glyphs, quoted, signed } from "../words.js";
+import { fixed, glyphs, quoted, signed, wholly } from "../words.js";
 
 const PORTION_FLOPS = 2e10; // of one answer about patches
 const LEAST_RANGE = 0.2; // nats, that a full colour stands for
@@ -210,8 +210,8 @@ function secondTokens(scene, second) {
 		describe: (_, t) => {
 			const token = second.tokens[t];
 			if (!token) return ["the second text has ended"];
-			if (!isDifferent(t)) return ["the same in both texts"];
-			return [`${quoted(scene.text.tokens[t].text)} is ${quoted(token.text)} in the second text`];
+			if (!isDifferent(t)) return [`${wholly(token.text)} in both texts`];
+			return [`${wholly(scene.text.tokens[t].text)} is ${wholly(token.text)} in the second text`];
 		},
 		choose: (_, t) => store.set({ t }),
 	});

@@ -7,13 +7,14 @@ import { store } from "../state.js";
 import { oneTabStop } from "../tab_stops.js";
 import { asTable } from "../table.js";
 import { hideTip, showTip } from "../tip.js";
-import { fixed, glyphs, percent, plural, quoted } from "../words.js";
+import { fixed, glyphs, percent, plural, quoted, wholly } from "../words.js";
 
 const SHOWN = 6; // candidates, beside the token that comes
 const CHUNK = 12; // tokens of a continuation that are asked for at once
 const LONGEST = 48; // tokens of a continuation
 const ALPHA = 0.3; // of a token with probability 1
 const CONTEXT = 9; // characters shown before a candidate
+const OPENING = " (\u2060"; // no line ends between it and the number
 
 /**
  * A token of a continuation.
@@ -119,7 +120,7 @@ export const write = {
 		const expects = [
 			"It expects ",
 			strong(quoted(scene.token(best.id))),
-			" (",
+			OPENING,
 			number(percent(best.before), `write.${best.id}`),
 			")",
 		];
@@ -130,7 +131,7 @@ export const write = {
 			...expects,
 			"; what comes is ",
 			strong(quoted(scene.token(comes.id))),
-			" (",
+			OPENING,
 			number(percent(comes.before), `write.${comes.id}`),
 			").",
 		];
@@ -263,7 +264,7 @@ function row(scene, path) {
 			{
 				class: isNext ? "ch hit" : "ch",
 				"aria-label": `Take ${quoted(scene.token(last))} and go on from it`,
-				title: "take it: the text goes on from here",
+				title: `${wholly(scene.token(last))}: take it, and the text goes on from here`,
 				on: { click: () => takeOver(scene, path) },
 			},
 			glyphs(scene.token(last), 12),
@@ -368,7 +369,7 @@ function alternatives(scene, path) {
 		.map(([id, p]) =>
 			el(
 				"button",
-				{ on: { click: () => choose(id) } },
+				{ title: wholly(scene.token(id)), on: { click: () => choose(id) } },
 				el("code", {}, glyphs(scene.token(id), 12)),
 				` ${percent(p)}`,
 			),
