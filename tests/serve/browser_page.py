@@ -80,8 +80,8 @@ class PageDriver:
         self.downloads.clear()
         page.locator("dialog dt button", has_text=form).click()
         page.wait_for_function(
-            "() => /^Saved/.test(document.querySelector('dialog p').textContent)"
-        )
+            "() => /^Saved/.test(document.querySelector('dialog p').textContent)", polling=50
+        )  # not at each frame, which takes as long as to save
         page.wait_for_timeout(200)
         page.locator("dialog button", has_text="Close").click()
         paths = []

@@ -240,24 +240,24 @@ def test_a_keyboard_alone_reaches_a_number_and_its_origin(page: PageDriver, mode
 
 # The clock of the page advances by `step` ms whenever it is read, so a frame has time for one part.
 POINT_DURING_A_CUT_DRAW = """async () => {
-  const waiting = () => document.querySelectorAll("[data-waiting]").length;
+  const waiting = () => [...document.querySelectorAll("[data-waiting]")].map(({ id }) => id);
   const nextFrame = () => new Promise(requestAnimationFrame);
   const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", { key }));
   let [time, step] = [performance.now(), 50];
   performance.now = () => (time += step);
   press("ArrowRight");
   await nextFrame();
-  const counts = [waiting()];
+  const ids = [waiting()];
   step = 0;
   const cells = document.querySelector("#attention .cells");
   const { left, bottom } = cells.getBoundingClientRect();
   const place = { clientX: left + 3, clientY: bottom - 3 };
   cells.dispatchEvent(new PointerEvent("pointermove", place));
   await nextFrame();
-  counts.push(waiting());
+  ids.push(waiting());
   step = 50;
   press("ArrowLeft");
-  return counts;
+  return ids;
 }"""
 
 
@@ -266,8 +266,8 @@ def test_a_pointer_does_not_stop_a_draw_of_several_frames(page: PageDriver) -> N
     page.page.keyboard.press("ArrowLeft")
     page.wait()  # the answers of both places are kept
     cut, finished = page.page.evaluate(POINT_DURING_A_CUT_DRAW)
-    assert cut > 0
-    assert finished == 0
+    assert {"lane", "rail", "lens-figure"} <= set(cut)  # the ruler was drawn first
+    assert finished == []
     page.wait()  # draws all, although no frame has time for more than one part
     assert page.text(".crumb.after b").startswith("8")
 

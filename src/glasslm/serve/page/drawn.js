@@ -38,6 +38,12 @@ export function drawIfChanged(part, inputs, draw) {
 	return true;
 }
 
+/** @param {Element} part @param {boolean} isWaiting */
+export function markWaiting(part, isWaiting) {
+	part.toggleAttribute("data-waiting", isWaiting);
+	part.setAttribute("aria-busy", String(isWaiting));
+}
+
 /** @type {Map<string, {inputs: unknown[], canvas: HTMLCanvasElement}>} */
 const canvases = new Map();
 

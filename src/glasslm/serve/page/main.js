@@ -4,7 +4,7 @@ import { Answers, asRequestError, recorded, request } from "./api.js";
 import { DARK, readPalette, systemTheme } from "./colour.js";
 import { layColumns } from "./columns.js";
 import { byId, el, morph } from "./dom.js";
-import { drawIfChanged, drawSlice, forgetDrawn } from "./drawn.js";
+import { drawIfChanged, drawSlice, forgetDrawn, markWaiting } from "./drawn.js";
 import { askForKey, chooseSaving, editText, showKeys } from "./dialogs.js";
 import { SCORES } from "./head_names.js";
 import { listenToKeys } from "./keys.js";
@@ -201,24 +201,32 @@ function draw() {
 	learnNames(locked);
 	document.documentElement.style.setProperty("--column", `${locked.columns.width}px`);
 	const { run, checkpoint, columns } = locked;
-	drawIfChanged("title", [run, runs.map(({ name }) => name)], () => drawTitle(run, runs));
-	drawIfChanged("when", [run, checkpoint, columns], () => drawWhen(locked));
+	drawPart("title", [run, runs.map(({ name }) => name)], () => drawTitle(run, runs));
+	drawPart("when", [run, checkpoint, columns], () => drawWhen(locked));
 	const ruler = [locked.inputs, locked.present(["read", SCORES])];
-	drawIfChanged("ruler", ruler, () => drawRuler(locked, tools));
+	drawPart("ruler", ruler, () => drawRuler(locked, tools));
 	drawStory(locked, VIEWS, { toggle, save: openSaving });
 	drawBeside(shown);
 }
+
+/**
+ * Draws an element of the page, or marks it as waiting where this frame is full.
+ * @param {string} id
+ * @param {unknown} inputs
+ * @param {() => void} paint
+ */
+const drawPart = (id, inputs, paint) => markWaiting(byId(id), !drawIfChanged(id, inputs, paint));
 
 /** The lane and the rail, which follow the pointer. @param {Scene} shown */
 function drawBeside(shown) {
 	const towards = towardsAsk(shown);
 	const lane = [`attention?t=${shown.t}`, ...(towards ? [towards] : [])];
-	drawIfChanged("lane", [shown.inputs, shown.present(lane)], () => drawLane(shown));
+	drawPart("lane", [shown.inputs, shown.present(lane)], () => drawLane(shown));
 	const origin = originOf(shown, viewsById);
 	const asks = [...extraAsks(shown), ...(origin ? [sourceAsk(shown, origin.name)] : [])];
 	const refused = asks.map((ask) => answers.refused.has(shown.path(ask)));
 	const inputs = [shown.inputs, store.state, shown.present(asks), refused, origin?.value];
-	drawIfChanged("rail", inputs, () => drawRail(shown, viewsById));
+	drawPart("rail", inputs, () => drawRail(shown, viewsById));
 }
 
 /** @param {string} theme */

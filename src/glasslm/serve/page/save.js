@@ -25,6 +25,7 @@ const MOST_HEADS = 64; // saved at full size
 // Of a saved page: it runs what it holds, and loads nothing.
 const SAVED_POLICY =
 	"default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:";
+const AT_ONCE = 6; // requests: what browsers send to one server, so that none waits for its answer
 const PART = 0x8000; // bytes that are turned into characters at once
 
 /** @param {string} format HTML, SVG, PNG or CSV @param {Saving} saving */
@@ -111,20 +112,36 @@ async function savedPage(saving) {
 async function loadModules() {
 	/** @type {Map<string, string>} */
 	const modules = new Map();
-	const waiting = ["main.js"];
-	for (let name = waiting.pop(); name; name = waiting.pop()) {
-		if (modules.has(name)) continue;
-		modules.set(name, "");
-		const source = await (await request(`page/${name}`)).text();
-		const here = name;
-		const named = source.replace(/(from|import) "(\.[^"]+)"/g, (_, word, path) => {
-			const target = new URL(path, `http://page/${here}`).pathname.slice(1);
-			waiting.push(target);
-			return `${word} "page/${target}"`;
+	let names = ["main.js"];
+	while (names.length) {
+		/** @type {Set<string>} */
+		const imported = new Set();
+		for (const name of names) modules.set(name, "");
+		await forEachAtOnce(names, async (name) => {
+			const source = await (await request(`page/${name}`)).text();
+			const named = source.replace(/(from|import) "(\.[^"]+)"/g, (_, word, path) => {
+				const target = new URL(path, `http://page/${name}`).pathname.slice(1);
+				imported.add(target);
+				return `${word} "page/${target}"`;
+			});
+			modules.set(name, named);
 		});
-		modules.set(name, named);
+		names = [...imported].filter((name) => !modules.has(name)).sort();
 	}
 	return modules;
+}
+
+/**
+ * Does something for each item, for several at once.
+ * @param {string[]} items
+ * @param {(item: string) => Promise<void>} act
+ */
+async function forEachAtOnce(items, act) {
+	const queue = items.values(); // shared: each item is taken once
+	const work = async () => {
+		for (const item of queue) await act(item);
+	};
+	await Promise.all(Array.from({ length: AT_ONCE }, work));
 }
 
 /**
@@ -135,11 +152,15 @@ async function recordAnswers({ scene, views, texts, tell, extraAsks }) {
 	/** @type {Record<string, string>} */
 	const record = {};
 	const paths = savedPaths(scene, views, extraAsks);
-	for (const [i, path] of paths.entries()) {
-		if (i % 10 === 0) tell(`${i} of ${plural(paths.length, "answer")} …`);
+	for (const path of paths) record[path] = ""; // in this order, whichever comes first
+	let here = 0;
+	await forEachAtOnce(paths, async (path) => {
+		if (here % 10 === 0) tell(`${here} of ${plural(paths.length, "answer")} …`);
 		const response = await request(path).catch(() => null);
 		if (response) record[path] = toBase64(new Uint8Array(await response.arrayBuffer()));
-	}
+		else delete record[path];
+		here++;
+	});
 	const note = `saved from step ${scene.checkpoint.step} of this run`;
 	const run = {
 		...scene.run,

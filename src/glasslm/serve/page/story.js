@@ -1,7 +1,7 @@
 // The views: each has a title, a sentence with numbers, and a figure when it is open.
 
 import { byId, el, morph } from "./dom.js";
-import { drawIfChanged, isDrawn } from "./drawn.js";
+import { drawIfChanged, isDrawn, markWaiting } from "./drawn.js";
 import { empty, tool } from "./figure_parts.js";
 
 /**
@@ -55,12 +55,6 @@ function drawPart(scene, view, part, isOpen) {
 	};
 	// What is there stays until the new numbers come.
 	markWaiting(part, !isReady || !drawIfChanged(key, inputs, fill));
-}
-
-/** @param {Element} part @param {boolean} isWaiting */
-function markWaiting(part, isWaiting) {
-	part.toggleAttribute("data-waiting", isWaiting);
-	part.setAttribute("aria-busy", String(isWaiting));
 }
 
 /**

@@ -14,7 +14,6 @@ const CHUNK = 12; // tokens of a continuation that are asked for at once
 const LONGEST = 48; // tokens of a continuation
 const ALPHA = 0.3; // of a token with probability 1
 const CONTEXT = 9; // characters shown before a candidate
-const OPENING = " (\u2060"; // no line ends between it and the number
 
 /**
  * A token of a continuation.
@@ -91,6 +90,10 @@ function continuation(scene, path) {
 	return { tokens, next: null, asks };
 }
 
+/** The probability of a candidate, on one line. @param {{id: number, before: number}} candidate */
+const bracketed = ({ id, before }) =>
+	el("span", { class: "line" }, "(", number(percent(before), `write.${id}`), ")");
+
 /** All rows: each candidate, below it the branches that begin with it. @param {Scene} scene */
 function paths(scene) {
 	const own = branches.get(placeOf(scene)) ?? [];
@@ -117,13 +120,7 @@ export const write = {
 	sentence(scene) {
 		const all = candidates(scene);
 		const [best] = all;
-		const expects = [
-			"It expects ",
-			strong(quoted(scene.token(best.id))),
-			OPENING,
-			number(percent(best.before), `write.${best.id}`),
-			")",
-		];
+		const expects = ["It expects ", strong(quoted(scene.token(best.id))), " ", bracketed(best)];
 		const comes = all.find(({ id }) => id === scene.target);
 		if (!comes) return [...expects, "; the text ends here, so nothing comes to compare."];
 		if (comes === best) return [...expects, ", and that is what comes."];
@@ -131,9 +128,9 @@ export const write = {
 			...expects,
 			"; what comes is ",
 			strong(quoted(scene.token(comes.id))),
-			OPENING,
-			number(percent(comes.before), `write.${comes.id}`),
-			").",
+			" ",
+			bracketed(comes),
+			".",
 		];
 	},
 
