@@ -365,6 +365,31 @@ def test_a_wrong_address_is_refused(
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
 
 
+def test_several_views_are_those_that_are_asked_for_alone(
+    client: InsideClient, newest: str, text: str
+) -> None:
+    views = ["read/{c}/{t}", "why/{c}/{t}?t=3", "why/{c}/{t}?t=99", "ngram/{c}/{t}", "no/{c}/{t}"]
+    addresses = ["/inside/" + view.format(c=newest, t=text) for view in views]
+    response = client.request("POST", "/inside/several", json={"addresses": addresses})
+    assert response.status_code == 200, response.text
+    body = response.content
+    for address in addresses:
+        alone = client.get(address)
+        length = int.from_bytes(body[:4], "little")
+        assert body[4 : 4 + length] == (alone.content if alone.status_code == 200 else b"")
+        body = body[4 + length :]
+    assert body == b""
+
+
+@pytest.mark.parametrize(
+    "addresses", [None, "/inside/read/c/t", ["/inside/runs"], [3], ["/inside/read/c/t"] * 65]
+)
+def test_several_wrong_addresses_are_refused(client: InsideClient, addresses: Any) -> None:
+    response = client.request("POST", "/inside/several", json={"addresses": addresses})
+    assert response.status_code == 400
+    assert "at most 64 addresses" in response.json()["error"]["message"]
+
+
 def test_a_text_of_another_tokenizer_is_refused(client: InsideClient, newest: str) -> None:
     """Its ids would be read as other characters, without a word."""
     text = client.post_text("\x01\x02", "byte-run")["text"]

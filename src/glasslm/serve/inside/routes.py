@@ -23,6 +23,7 @@ from glasslm.serve.inside.binary import encode_arrays, finite_json
 from glasslm.serve.inside.checkpoints import CheckpointStore, InsideModel
 from glasslm.serve.inside.query import Query
 from glasslm.serve.inside.runs import InsideRun
+from glasslm.serve.inside.several import answer_several
 from glasslm.serve.inside.subject import Subject
 from glasslm.serve.inside.texts import InsideText, TextStore, make_text
 from glasslm.serve.inside.views import VIEWS
@@ -116,6 +117,13 @@ class Inside:
             await self._slow_worker.compute(request, lambda check: compute_ngrams(run, text))
         )
 
+    async def several(self, request: Request) -> Response:
+        """POST /inside/several: the views at several addresses."""
+        limits = self._service.limits
+        return await answer_several(
+            request, limits, lambda name: self.ngram if name == "ngram" else self.view
+        )
+
     def _compute(
         self, name: str, checkpoint: str, text: InsideText, query: Query, check: Check
     ) -> Answer:
@@ -197,6 +205,7 @@ def inside_routes(inside: Inside) -> Sequence[BaseRoute]:
     return [
         Route("/inside/runs", inside.runs, methods=["GET"]),
         Route("/inside/texts", inside.texts, methods=["POST"]),
+        Route("/inside/several", inside.several, methods=["POST"]),
         Route("/inside/ngram/{checkpoint}/{text}", inside.ngram, methods=["GET"]),
         Route("/inside/{view}/{checkpoint}/{text}", inside.view, methods=["GET"]),
     ]

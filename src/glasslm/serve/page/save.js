@@ -25,7 +25,8 @@ const MOST_HEADS = 64; // saved at full size
 // Of a saved page: it runs what it holds, and loads nothing.
 const SAVED_POLICY =
 	"default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:";
-const AT_ONCE = 6; // requests: what browsers send to one server, so that none waits for its answer
+const AT_ONCE = 6; // requests that browsers send to one server
+const PORTION = 16; // answers of one request
 const PART = 0x8000; // bytes that are turned into characters at once
 
 /** @param {string} format HTML, SVG, PNG or CSV @param {Saving} saving */
@@ -152,15 +153,16 @@ async function recordAnswers({ scene, views, texts, tell, extraAsks }) {
 	/** @type {Record<string, string>} */
 	const record = {};
 	const paths = savedPaths(scene, views, extraAsks);
-	for (const path of paths) record[path] = ""; // in this order, whichever comes first
-	let here = 0;
-	await forEachAtOnce(paths, async (path) => {
-		if (here % 10 === 0) tell(`${here} of ${plural(paths.length, "answer")} …`);
+	const cached = new Set(paths.filter((path) => scene.answers.kept.has(path)));
+	const others = paths.filter((path) => !cached.has(path));
+	await forEachAtOnce([...cached], async (path) => {
 		const response = await request(path).catch(() => null);
 		if (response) record[path] = toBase64(new Uint8Array(await response.arrayBuffer()));
-		else delete record[path];
-		here++;
 	});
+	for (let i = 0; i < others.length; i += PORTION) {
+		tell(`${cached.size + i} of ${plural(paths.length, "answer")} …`);
+		await recordSeveral(record, others.slice(i, i + PORTION));
+	}
 	const note = `saved from step ${scene.checkpoint.step} of this run`;
 	const run = {
 		...scene.run,
@@ -177,6 +179,24 @@ async function recordAnswers({ scene, views, texts, tell, extraAsks }) {
 		record[name] = encode(answer);
 	}
 	return record;
+}
+
+/**
+ * Asks for answers in one request, and records those that are not refused.
+ * @param {Record<string, string>} record
+ * @param {string[]} addresses
+ */
+async function recordSeveral(record, addresses) {
+	const headers = { "Content-Type": "application/json" };
+	const body = JSON.stringify({ addresses });
+	const response = await request("/inside/several", { method: "POST", headers, body });
+	const buffer = await response.arrayBuffer();
+	let start = 0;
+	for (const address of addresses) {
+		const length = new DataView(buffer).getUint32(start, true);
+		start += 4 + length;
+		if (length) record[address] = toBase64(new Uint8Array(buffer, start - length, length));
+	}
 }
 
 /** @param {Scene} scene @param {View[]} views @param {(scene: Scene) => string[]} extraAsks */
