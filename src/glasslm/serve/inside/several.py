@@ -32,7 +32,7 @@ async def answer_several(
     body = bytearray()
     for match in matches:
         query = (match[4] or "?")[1:].encode()
-        scope = request.scope | {"path_params": match.groupdict(), "query_string": query}
+        scope = {**request.scope, "path_params": match.groupdict(), "query_string": query}
         try:
             answer = await find_handler(match["view"])(Request(scope, request.receive))
         except ApiError:
