@@ -236,6 +236,14 @@ def test_a_second_text_is_copied_in(page: PageDriver, model: Model) -> None:
     assert all("400 (Bad Request)" in complaint for complaint in page.complaints)
 
 
+def test_a_second_text_that_has_ended_is_said(page: PageDriver) -> None:
+    page.page.set_viewport_size({"width": 360, "height": 800})
+    page.open(address("patch", other="the dog"))
+    assert "Nothing in sight can be copied." in page.text("#patch .empty")
+    assert "The second text has 7 characters" in page.text("#patch .empty")
+    page.require_silence()
+
+
 def test_the_step_that_is_promised_is_one_really_made(
     page: PageDriver, model: Model, tmp_path: Path
 ) -> None:
@@ -352,6 +360,8 @@ def test_the_views_can_be_read_everywhere(page: PageDriver, width: int, theme: s
     page.page.wait_for_timeout(300)
     assert page.faults() == []
     assert page.page.evaluate("document.documentElement.scrollWidth") == width
+    hidden = "(table) => table.scrollHeight - table.clientHeight"
+    assert page.page.locator("#learning .sides").evaluate(hidden) <= 0
     page.require_silence()
 
 

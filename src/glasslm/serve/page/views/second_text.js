@@ -6,7 +6,7 @@ import { el } from "../dom.js";
 import { cellText, divergingLegend, empty, monospace, tool } from "../figure_parts.js";
 import { store } from "../state.js";
 import { streamFigure, streamName, streamWords } from "../stream_figure.js";
-import { fixed, glyphs, quoted, signed, wholly } from "../words.js";
+import { fixed, glyphs, plural, quoted, signed, wholly } from "../words.js";
 
 const PORTION_FLOPS = 2e10; // of one answer about patches
 const LEAST_RANGE = 0.2; // nats, that a full colour stands for
@@ -150,9 +150,13 @@ function copies(scene, second) {
 	const problem = scene.problem(patchAsks(scene));
 	if (problem) return el("div", {}, tokens, empty("No numbers here.", problem));
 	const range = patchedRange(scene);
+	if (!range) {
+		const words = `The second text has ${plural(second.tokens.length, scene.unit)}: go back to them.`;
+		return el("div", {}, tokens, empty("Nothing in sight can be copied.", words));
+	}
 	let most = LEAST_RANGE;
 	let [here, all] = [0, 0];
-	for (let place = 0; range && place <= scene.layers; place++) {
+	for (let place = 0; place <= scene.layers; place++) {
 		for (let p = range.from; p <= range.to; p++) {
 			const change = patched(scene, place, p);
 			most = Math.max(most, Math.abs(change ?? 0));
