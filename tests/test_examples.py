@@ -53,7 +53,9 @@ def run_python(*words: str) -> str:
 
 
 def test_the_recipes_of_tasks_are_listed() -> None:
-    assert "induction,grokking,positions,carries" in "".join(run_python(str(TASKS), "--help").split())
+    assert "induction,grokking,positions,carries" in "".join(
+        run_python(str(TASKS), "--help").split()
+    )
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ from small_runs import (
 ENGINES = ["numpy", "torch"]
 SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed > 1 else []) for seed in range(1, 6)]
 QUICK = {("numpy", "tiny"), ("numpy", "nanogpt"), ("torch", "capstone")}  # the others are slow
+# The engines agree to rounding, so runs of seeds 2 to 5 by PyTorch would repeat those by NumPy.
 CLEAN = [
     pytest.param(
         engine,
@@ -48,7 +49,7 @@ CLEAN = [
     )
     for engine in ENGINES
     for shape in SHAPES
-    for seed in range(1, 6)
+    for seed in (range(1, 6) if engine == "numpy" else (1,))
 ]
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from glasslm import cli
 from glasslm.config.schema import ComputeConfig, RunConfig
@@ -25,7 +26,7 @@ from glasslm.errors import InputError
 from glasslm.inference.proportions import Proportion
 from glasslm.lab.scaling.law import Law
 from glasslm.lab.scaling.table import read_runs
-from glasslm.lab.studies import scaling_report, scaling_study
+from glasslm.lab.studies import scaling_report, scaling_study, sweep
 from glasslm.lab.studies.ladder import (
     LADDER_SHAPES,
     matmul_parameters,
@@ -34,7 +35,8 @@ from glasslm.lab.studies.scaling_study import ScalingStudy
 from glasslm.lab.studies.sweep import Runner, Trial, TrialOutcome
 from glasslm.lab.studies.trial_results import TrialResult
 from glasslm.runs.run_folder import Run
-from small_runs import small_config, write_text
+from glasslm.runs.run_lock import LOCK_FILE
+from small_runs import small_config, wait_for, without_report, write_text
 
 TRUE = Law(alpha=0.36, beta=0.31, A=35.0, B=55.0, E=1.1)
 COMPUTE = ComputeConfig(engine="numpy", precision="fp32", threads=1)
@@ -243,7 +245,7 @@ def test_without_a_run_that_failed_nothing_is_decided(text: Path, tmp_path: Path
 
 # -- a whole study, by the command -----------------------------------------------------------------
 
-TINY = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 8 --batch-size 4 --budget 6e9".split()  # noqa: SIM905 - as one types it
+TINY = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 8 --batch-size 4 --budget 1e9".split()  # noqa: SIM905 - as one types it
 
 
 def tables(study: Path) -> list[str]:
@@ -254,25 +256,54 @@ def tables(study: Path) -> list[str]:
     return [*texts, json.dumps(prediction)]
 
 
-@pytest.mark.slow
-def test_killed_at_random_it_goes_on_to_the_same_tables(text: Path, tmp_path: Path) -> None:
-    def words(out: Path) -> list[str]:
-        return ["scale", "--text-file", str(text), "--engine", "numpy", "--out", str(out), *TINY]
+# The command, with the smallest ladder: 22 runs instead of 34.
+SMALLEST_LADDER = (
+    "import sys; from glasslm import cli; from glasslm.lab.studies import ladder; "
+    "ladder.FULL_LADDER = ladder.LADDER_SHAPES[-1:]; sys.exit(cli.main())"
+)
 
-    assert cli.main(words(tmp_path / "whole")) == 0
-    rng, out = np.random.default_rng(3), tmp_path / "killed"
-    for i in range(4):
-        child = subprocess.Popen(
-            [sys.executable, "-m", "glasslm", *words(out)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        time.sleep(float(rng.uniform(1.0, 5.0)))
-        if child.poll() is None:
-            os.kill(child.pid, signal.SIGKILL if i % 2 else signal.SIGTERM)
-        child.wait()
-        time.sleep(0.5)  # the runs notice, and save
-    assert cli.main(words(out)) == 0
-    assert tables(out) == tables(tmp_path / "whole")
+
+def count_started_runs(study: Path) -> int:
+    return len(list(study.glob("runs/*/metrics.jsonl")))
+
+
+def wait_until_unused(study: Path) -> None:
+    """Wait until the runs of a killed study have noticed it, saved, and left their locks."""
+    for run in study.glob("runs/*"):
+        with FileLock(run / LOCK_FILE, timeout=120):
+            pass
+
+
+@pytest.mark.slow
+def test_killed_at_random_it_goes_on_to_the_same_tables(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other study trains its runs in one process, one after another, and without reports."""
+
+    def run_in_turn(folder: Path, trials: list[Trial], runner: Runner, *_: Any) -> Any:
+        compute = dataclasses.replace(runner.compute, threads=1)
+        with without_report():
+            return sweep.run_in_turn(folder, trials, compute, lambda message: None)
+
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    words = ["scale", "--text-file", str(text), "--engine", "numpy", *TINY, "--out"]
+    program = [sys.executable, "-c", SMALLEST_LADDER, *words, str(out)]
+    rng = np.random.default_rng(3)
+    for i, earliest in enumerate((1, 10, 22)):  # tuning, the ladder, the predicted run
+        child = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        started = min(22, earliest + int(rng.integers(8)))
+        wait_for(lambda started=started: count_started_runs(out) >= started, child, 300)  # type: ignore[misc]
+        os.kill(child.pid, signal.SIGKILL if i % 2 else signal.SIGTERM)
+        assert child.wait(120) != 0 or started == 22  # the last run may end before the signal
+        wait_until_unused(out)
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with monkeypatch.context() as patch:
+        shortened = functools.partial(scaling_study.run_study, shapes=LADDER_SHAPES[-1:])
+        patch.setattr(scaling_study, "run_study", shortened)
+        patch.setattr(sweep, "run_all", run_in_turn)
+        assert cli.main([*words, str(whole)]) == 0
+    assert tables(out) == tables(whole)
     assert (out / "scaling_curve.png").stat().st_size > 1000
 
 

@@ -30,6 +30,7 @@ FLAGS = {
     "micro_batch_size": 2, "max_steps": STEPS, "eval_interval": 3, "log_interval": 1,
     "sample_interval": 6, "checkpoint_interval": 3, "keep": 9,
 }  # fmt: skip
+COMPUTE = ComputeConfig(engine="torch", precision="fp64", threads=1)
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
@@ -49,7 +50,7 @@ def single_run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = with_flags(PRESETS["tiny"](), FLAGS | {"text_file": str(text)})
     launch.train(
         config,
-        ComputeConfig(engine="torch", precision="fp64", threads=1),
+        COMPUTE,
         path,
         notify=lambda line: None,
     )
@@ -190,18 +191,18 @@ def test_a_rank_that_hangs_ends_the_group_and_a_restart_goes_on_exactly(
     """Stopped as by a debugger or a broken network: the others end after GLASSLM_GROUP_TIMEOUT."""
     stopped_run = tmp_path / "hung"
     group = torchrun("train", *make_flags(text, stopped_run, **LONGER), timeout_s=8)
-    rank = signal_rank(victim, signal.SIGSTOP, group, after=stopped_run / "checkpoints" / "000006")
-    stop_time = time.monotonic()
+    stopped = signal_rank(victim, signal.SIGSTOP, group, after=stopped_run / "checkpoints/000006")
+    other = find_ranks(group)[1 - victim]
     try:
-        code, output = wait_for(group)
-    finally:
+        wait_for_end(other)
+    finally:  # torchrun itself would kill it half a minute later
         with suppress(ProcessLookupError):
-            os.kill(rank, signal.SIGKILL)
+            os.kill(stopped, signal.SIGKILL)
+    code, output = wait_for(group)
     assert code != 0, output
-    assert time.monotonic() - stop_time < 8 + 60, (
-        "torchrun waits half a minute for a process that does not answer"
-    )
     assert not (stopped_run / "checkpoints" / "000090").exists(), "it was over before the stop"
+    if victim == 1:
+        return  # the restart is the one after a killed rank 1
     code, output = wait_for(torchrun("resume", stopped_run))
     assert code == 0, output
     assert all(
@@ -212,21 +213,20 @@ def test_a_rank_that_hangs_ends_the_group_and_a_restart_goes_on_exactly(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("processes", [1, 4])  # two go on in the tests of killed ranks
 def test_a_run_of_two_ranks_goes_on_with_any_number(
     processes: int, run_of_two: Path, single_run: Path, tmp_path: Path
 ) -> None:
     """The last checkpoint is removed, as if the group had been killed before it."""
     run = shutil.copytree(run_of_two, tmp_path / "run")
-    before = load_state(run)
     shutil.rmtree(run / "checkpoints" / f"{STEPS:06d}")
-    code, output = wait_for(torchrun("resume", run, processes=processes))
-    assert code == 0, output
+    if processes == 1:
+        outcome = launch.resume(run, COMPUTE, notify=lambda line: None)
+        assert outcome.status == "finished"
+    else:
+        code, output = wait_for(torchrun("resume", run, processes=processes))
+        assert code == 0, output
     assert_same_run(run, single_run)
-    if processes == 2:
-        assert all(
-            (array == before[name]).all() for name, array in load_state(run).items()
-        )  # bit for bit
 
 
 def signal_rank(
@@ -238,10 +238,27 @@ def signal_rank(
         assert group.poll() is None, group.communicate()[0]
         assert time.monotonic() < end, "no checkpoint came"
         time.sleep(0.05)
+    process = find_ranks(group)[rank]
+    os.kill(process, number)
+    return process
+
+
+def find_ranks(group: subprocess.Popen[str]) -> dict[int, int]:
+    """The number of the process of each rank."""
     children = Path(f"/proc/{group.pid}/task/{group.pid}/children").read_text().split()
+    ranks = {}
     for child in map(int, children):
-        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        if f"RANK={rank}".encode() in environment:
-            os.kill(child, number)
-            return child
-    raise AssertionError(f"no process of rank {rank} among {children}")
+        for setting in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            if setting.startswith(b"RANK="):
+                ranks[int(setting.removeprefix(b"RANK="))] = child
+    return ranks
+
+
+def wait_for_end(process: int) -> None:
+    """Return when a process has ended, or fail."""
+    end = time.monotonic() + 120
+    stat = Path(f"/proc/{process}/stat")
+    with suppress(FileNotFoundError, ProcessLookupError):  # it is gone
+        while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < end, "the other rank waits for ever"
+            time.sleep(0.05)
