@@ -163,6 +163,41 @@ def copy_with_edits(edits: list[Edit], folder: Path) -> Path:
     return folder / "src"
 
 
+# Runs commands in one process, because each start takes seconds; prints their codes and outputs.
+RUN_COMMANDS = """
+import contextlib, io, json, sys
+from glasslm import cli
+results = []
+for arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(arguments)
+    results.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(results))
+"""
+
+
+class Result(NamedTuple):
+    """The end of a command."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_commands(source: Path, folder: Path, *commands: list[str]) -> list[Result]:
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_COMMANDS, json.dumps(commands)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(source)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return [Result(*result) for result in json.loads(done.stdout.splitlines()[-1])]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_new_variant_takes_four_places(name: str, tmp_path: Path) -> None:
@@ -171,42 +206,33 @@ def test_a_new_variant_takes_four_places(name: str, tmp_path: Path) -> None:
     source = copy_with_edits(VARIANTS[name], tmp_path)
     assert len({edit.path for edit in VARIANTS[name]}) <= 4
     write_text(tmp_path / "text.txt")
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "glasslm", *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(source)},
-            capture_output=True,
-            encoding="utf-8",
-            timeout=600,
-        )
-
+    train = ["train", *SMALL.split(), f"--{switch}", word, "--json", "--text-file", "text.txt"]
+    by_numpy, by_torch, checked, diagnosed, generated, evaluated, *exports = run_commands(
+        source,
+        tmp_path,
+        [*train, *"--run-dir numpy --engine numpy --precision fp64".split()],  # noqa: SIM905
+        [*train, *"--run-dir torch --engine torch --precision fp64".split()],  # noqa: SIM905
+        ["check", "numpy"],
+        ["diagnose", "numpy"],
+        ["generate", "numpy", "--prompt", "the", "--max-new-tokens", "40"],
+        ["evaluate", "torch"],
+        ["export", "numpy", "--to", "hf", "--out", "out-hf"],
+        ["export", "numpy", "--to", "gguf", "--out", "out-gguf"],
+    )
     losses = {}
-    for engine in ("numpy", "torch"):
-        flags = f"--text-file text.txt --run-dir {engine} --engine {engine} --precision fp64"
-        trained = run("train", *SMALL.split(), f"--{switch}", word, *flags.split(), "--json")
-        assert trained.returncode == 0, trained.stderr
-        assert "of memory" in trained.stderr  # the estimate
-        losses[engine] = json.loads(trained.stdout.splitlines()[-1])["best_loss"]
+    for engine, trained in (("numpy", by_numpy), ("torch", by_torch)):
+        assert trained.code == 0, trained.err
+        assert "of memory" in trained.err  # the estimate
+        losses[engine] = json.loads(trained.out.splitlines()[-1])["best_loss"]
         config = json.loads((tmp_path / engine / "run.json").read_text(encoding="utf-8"))["config"]
         assert config["model"][switch] == word
     assert losses["numpy"] == pytest.approx(losses["torch"], rel=1e-9)
-    for arguments in (
-        ("check", "numpy"),
-        ("diagnose", "numpy"),
-        ("generate", "numpy", "--prompt", "the", "--max-new-tokens", "40"),
-        ("evaluate", "torch"),
-    ):
-        done = run(*arguments)
-        assert done.returncode in ((0, 1) if arguments[0] == "diagnose" else (0,)), (
-            done.stdout + done.stderr
-        )
-        assert "Traceback" not in done.stderr
-    for target in ("hf", "gguf"):
-        done = run("export", "numpy", "--to", target, "--out", f"out-{target}")
-        assert done.returncode == 2, done.stdout + done.stderr
-        assert word in done.stderr
-        assert "Traceback" not in done.stderr
-        errors = [line for line in done.stderr.splitlines() if line.startswith("glasslm")]
+    for done in (checked, diagnosed, generated, evaluated):
+        assert done.code in ((0, 1) if done is diagnosed else (0,)), done.out + done.err
+        assert "Traceback" not in done.err
+    for done in exports:
+        assert done.code == 2, done.out + done.err
+        assert word in done.err
+        assert "Traceback" not in done.err
+        errors = [line for line in done.err.splitlines() if line.startswith("glasslm")]
         assert len(errors) == 1

@@ -28,9 +28,10 @@ pytestmark = [
 
 MODELS: dict[str, ModelConfig] = {
     "rope, dropout": MODEL,
-    "alibi, shared keys": dataclasses.replace(
+    "alibi, shared keys, geglu": dataclasses.replace(
         MODEL,
         position="alibi",
+        feedforward="geglu",
         n_kv_heads=2,
         norm="layernorm",
         bias=True,
@@ -38,7 +39,6 @@ MODELS: dict[str, ModelConfig] = {
         attention_dropout=0.0,
     ),
     "gelu": dataclasses.replace(MODEL, feedforward="gelu", position="learned"),
-    "geglu": dataclasses.replace(MODEL, feedforward="geglu", dropout=0.0, attention_dropout=0.0),
 }
 
 

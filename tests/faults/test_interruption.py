@@ -291,8 +291,8 @@ def test_kill_9_at_a_random_moment(text: Path, uninterrupted: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_kill_9_at_twenty_moments(text: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    for after in range(1, 100, 5):
+def test_kill_9_at_ten_moments(text: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    for after in range(1, 100, 10):
         kill_and_resume(text, uninterrupted, tmp_path / str(after), after)
 
 
