@@ -296,12 +296,14 @@ def test_a_view_that_is_closed_during_a_draw_waits_for_nothing(page: PageDriver)
 @pytest.mark.slow
 def test_the_saved_page_opens_offline(page: PageDriver, browser: Any, tmp_path: Path) -> None:
     page.open("open=attention,why&t=9&head=1.1")
+    _, python = page.choose_number("#attention header .n")
     sentence, row = page.sentence("attention"), page.text(".crumb.head b")
     (path,) = page.save("HTML", tmp_path)
     with open_page(browser, path.as_uri(), offline=True) as saved:
         saved.page.goto(saved.url)
         saved.wait()
         assert saved.sentence("attention") == sentence
+        assert saved.text(".where .python") == python
         assert saved.text(".crumb.head b") == row
         assert "1 of 3 checkpoints is in this file" in saved.page.locator("#when").text_content()
         saved.page.keyboard.press("ArrowLeft")

@@ -3,7 +3,7 @@
 import { request } from "./api.js";
 import { byId, el } from "./dom.js";
 import { drawingOf } from "./drawing.js";
-import { headAsk } from "./rail.js";
+import { headAsk, originOf, sourceAsk } from "./rail.js";
 import { comparedWith, Scene } from "./scene.js";
 import { writeAddress } from "./state.js";
 import { toCsv } from "./table.js";
@@ -206,6 +206,8 @@ function savedPaths(scene, views, extraAsks) {
 	const to = Math.min(scene.length - 1, scene.t + near);
 	const wishes = views.flatMap((view) => view.wishes?.(scene) ?? []);
 	const paths = new Set(wishes.filter((ask) => scene.has([ask])).map((ask) => scene.path(ask)));
+	const origin = originOf(scene, Object.fromEntries(views.map((view) => [view.id, view])));
+	if (origin) paths.add(sourceAsk(scene, origin.name));
 	for (let t = from; t <= to; t++) {
 		const there = new Scene({ ...scene, shown: { ...scene.state, t } });
 		const asks = views.flatMap((view) => [...view.sentenceAsks(there), ...view.asks(there)]);
