@@ -1,16 +1,19 @@
-"""Shared by all tests: a separate cache, no network, no fsync, data folder, reasons for skips."""
+"""Shared by all tests: a separate cache, no network, no fsync, short runs, reasons for skips."""
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import settings
 
-from glasslm.runs import blas
+from glasslm.report import samples
+from glasslm.runs import blas, provenance
+from glasslm.training import sample_line, step_timer
 
 # PyTorch's threads wait for each other by spinning, which slows tests on a busy machine several
 # times. Programs that tests start inherit this setting.
@@ -120,11 +123,26 @@ def accept_the_kernel_of_this_machine() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def short_samples() -> Iterator[None]:
-    """Samples of 50 tokens during training: 200 take longer than the steps of a small run."""
+@pytest.fixture(scope="session", autouse=True)
+def shorten_runs() -> Iterator[None]:
+    """Shorten what takes longer than the steps of a small run; programs that tests start do it all.
+
+    A sample during training has 50 tokens, and one in a report 30. A tenth of the sorting is timed
+    from which the time of a report follows. Git is asked once about the source.
+    """
+    commit, source = provenance.git(), provenance.__file__
+    ask_git = provenance.git
+
+    def known_commit(folder: Path | None = None) -> dict[str, Any] | None:
+        of_this_source = folder is None and provenance.__file__ == source
+        return copy.copy(commit) if of_this_source else ask_git(folder)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glasslm.training.sample_line.SAMPLE_TOKENS", 50)
+        patch.setattr(sample_line, "SAMPLE_TOKENS", 50)
+        patch.setattr(samples, "MAX_TOKENS", 30)
+        patch.setattr(step_timer, "REPORT_REPETITIONS", step_timer.REPORT_REPETITIONS // 10)
+        patch.setattr(step_timer, "REPORT_FACTOR", step_timer.REPORT_FACTOR * 10)
+        patch.setattr(provenance, "git", known_commit)
         yield
 
 

@@ -33,7 +33,6 @@ from small_runs import (
     write_text,
 )
 
-pytestmark = pytest.mark.usefixtures("short_samples")
 Array = np.ndarray[Any, Any]
 V, B, T = 11, 4, 6
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=2, d_ff=24, block_size=T)

@@ -335,7 +335,10 @@ def main(folder: Path) -> None:
         whole_one = shutil.copytree(
             exported if command == "import" else whole, folder / f"whole-{command}"
         )
-        with redirect_stdout(io.StringIO()):  # once, so that nothing is imported within the limits
+        with (
+            redirect_stdout(io.StringIO()),
+            without_report(),
+        ):  # once, so that nothing is imported within the limits
             assert cli.main([command, str(whole_one), *options]) == 0, command
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + ROOM
@@ -366,10 +369,13 @@ def main(folder: Path) -> None:
             "command": command,
             "code": os.waitstatus_to_exitcode(status),
             "seconds": used.ru_utime + used.ru_stime,  # others may be busy on this machine
-            "executed": [str(path) for path in folder.rglob(SENTINEL)],
+            "executed": [str(path) for path in (folder / SENTINEL, *place.rglob(SENTINEL))
+                         if path.exists()],
             "said": (place / "said").read_text(encoding="utf-8", errors="replace")[-2000:],
-        }
+        }  # fmt: skip
         print(json.dumps(end), flush=True)
+        shutil.rmtree(place)
+    assert not list(folder.rglob(SENTINEL))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ from glasslm.runs.metrics import MetricsLog
 from glasslm.runs.run_folder import Run
 from small_runs import drop_hashes, logged_lines, read_json, train, write_text
 
-pytestmark = pytest.mark.usefixtures("short_samples")
-
 # What could break a table, a heading, a fence, a link, a page, or YAML.
 HOSTILE = (
     "a|b `c` *d* <img src=x onerror=alert(1)> [e](javascript:f) ---\n---\n"

@@ -16,8 +16,6 @@ from glasslm.runs.blas import format_blas
 from glasslm.runs.run_folder import Run
 from small_runs import ignore_message, train, without_report, write_text
 
-pytestmark = pytest.mark.usefixtures("short_samples")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

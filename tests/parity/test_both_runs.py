@@ -36,7 +36,6 @@ from glasslm.engines.torch import hardware  # noqa: E402
 from glasslm.engines.torch import precision as torch_precision  # noqa: E402
 from small_runs import interrupt_at  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("short_samples")
 NUMPY = ComputeConfig(engine="numpy", threads=1)
 TORCH = ComputeConfig(engine="torch", device="cpu", precision="fp32", threads=1)
 ENGINES = {"numpy": NUMPY, "torch": TORCH}

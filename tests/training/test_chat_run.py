@@ -34,8 +34,6 @@ from small_runs import (
 )
 from tuned_runs import QUICK
 
-pytestmark = pytest.mark.usefixtures("short_samples")
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -35,8 +35,6 @@ from small_runs import (
 )
 from tuned_runs import QUICK, finetune, flag_arguments, make_base, write_new_text
 
-pytestmark = pytest.mark.usefixtures("short_samples")
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -42,7 +42,6 @@ from small_runs import (
     write_text,
 )
 
-pytestmark = pytest.mark.usefixtures("short_samples")
 SAMPLED: dict[str, Any] = {
     "block_size": 4,
     "val_fraction": 0.5,

@@ -30,7 +30,6 @@ from small_runs import (
     write_text,
 )
 
-pytestmark = pytest.mark.usefixtures("short_samples")
 STEP_S, WINDOW_S, REPORT_S = 1.0, 0.01, 3.0  # on the machine as it is when the plan is made
 BUDGET_S, BATCH_SIZE = 60.0, 8
 

@@ -42,7 +42,6 @@ from small_runs import (
     write_text,
 )
 
-pytestmark = pytest.mark.usefixtures("short_samples")
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 FAKE_WANDB = """
 import atexit, json, os, time

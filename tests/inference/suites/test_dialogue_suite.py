@@ -14,8 +14,6 @@ from glasslm.inference.trained_model import load_model
 from glasslm.runs.run_folder import Run
 from small_runs import ignore_message
 
-pytestmark = pytest.mark.usefixtures("short_samples")
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
