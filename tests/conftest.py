@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 from hypothesis import settings
 
-from glasslm.report import samples
-from glasslm.runs import blas, provenance
-from glasslm.training import sample_line, step_timer
+from glasslm.runs import blas
+from small_runs import shorten_runs, train_trial
 
 # PyTorch's threads wait for each other by spinning, which slows tests on a busy machine several
 # times. Programs that tests start inherit this setting.
@@ -124,26 +122,17 @@ def accept_the_kernel_of_this_machine() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shorten_runs() -> Iterator[None]:
-    """Shorten what takes longer than the steps of a small run; programs that tests start do it all.
-
-    A sample during training has 50 tokens, and one in a report 30. A tenth of the sorting is timed
-    from which the time of a report follows. Git is asked once about the source.
-    """
-    commit, source = provenance.git(), provenance.__file__
-    ask_git = provenance.git
-
-    def known_commit(folder: Path | None = None) -> dict[str, Any] | None:
-        of_this_source = folder is None and provenance.__file__ == source
-        return copy.copy(commit) if of_this_source else ask_git(folder)
-
+def shortened_runs() -> Iterator[None]:
+    """Short samples and one question to git; programs that tests start train whole runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample_line, "SAMPLE_TOKENS", 50)
-        patch.setattr(samples, "MAX_TOKENS", 30)
-        patch.setattr(step_timer, "REPORT_REPETITIONS", step_timer.REPORT_REPETITIONS // 10)
-        patch.setattr(step_timer, "REPORT_FACTOR", step_timer.REPORT_FACTOR * 10)
-        patch.setattr(provenance, "git", known_commit)
+        shorten_runs(patch)
         yield
+
+
+@pytest.fixture
+def trials_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies that train their runs here; tests/lab/test_sweep.py tests their processes."""
+    monkeypatch.setattr("glasslm.lab.studies.sweep.run_in_subprocess", train_trial)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Small texts and small runs, in this process or a child, for tests of loop and commands."""
 
+import copy
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +19,16 @@ import numpy as np
 import pytest
 
 from glasslm import files
-from glasslm.config.conversion import with_flags
+from glasslm.config.conversion import from_dict, with_flags
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.batch_sampler import BatchSampler
 from glasslm.engines.protocol import Update
-from glasslm.report import run_report
-from glasslm.runs import metrics, run_folder
-from glasslm.training import launch
+from glasslm.lab.studies import worker
+from glasslm.report import run_report, samples
+from glasslm.runs import metrics, provenance, run_folder
+from glasslm.training import launch, sample_line, step_timer
+from glasslm.training.interruption import SignalEvent
 from glasslm.training.loop import Loop
 from glasslm.training.outcome import Outcome
 
@@ -121,6 +125,44 @@ def noisy_batches(*steps: int, rows: slice = slice(None)) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BatchSampler, "batch", batch)
         yield
+
+
+def shorten_runs(patch: pytest.MonkeyPatch) -> None:
+    """Shorten what takes longer than the steps of a small run.
+
+    A sample during training has 50 tokens, and one in a report 30. A tenth of the sorting is timed
+    from which the time of a report follows. Git is asked once about the source.
+    """
+    ask_git, source, commits = provenance.git, provenance.__file__, list[Any]()
+
+    def known_commit(folder: Path | None = None) -> dict[str, Any] | None:
+        if folder is not None or provenance.__file__ != source:
+            return ask_git(folder)
+        if not commits:
+            commits.append(ask_git())
+        return copy.copy(commits[0])
+
+    patch.setattr(sample_line, "SAMPLE_TOKENS", 50)
+    patch.setattr(samples, "MAX_TOKENS", 30)
+    patch.setattr(step_timer, "REPORT_REPETITIONS", step_timer.REPORT_REPETITIONS // 10)
+    patch.setattr(step_timer, "REPORT_FACTOR", step_timer.REPORT_FACTOR * 10)
+    patch.setattr(provenance, "git", known_commit)
+
+
+_one_trial_at_a_time = threading.Lock()
+
+
+def train_trial(study: Path, job: dict[str, Any], interrupted: SignalEvent) -> int:
+    """Train the run of `job` as a process of its own would, without the second that it needs.
+
+    A replacement of `sweep.run_in_subprocess`, which threads call side by side.
+    """
+    config, compute = from_dict(RunConfig, job["config"]), from_dict(ComputeConfig, job["compute"])
+    with _one_trial_at_a_time:
+        return worker.train_or_resume(
+            Path(job["run_dir"]), config, compute, job["preset"], job["command"], ignore_message,
+            final_windows=job["final_windows"],
+        ).exit_code  # fmt: skip
 
 
 def ignore_message(message: str) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from glasslm import cli
-from glasslm.config.conversion import from_dict
 from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
 from glasslm.course.capstone import build, hand_in, handout, study_sizes, time_plan
 from glasslm.course.capstone.build import CapstoneRecord
@@ -28,23 +27,14 @@ from glasslm.lab.studies import (
     ladder_budget,
     scaling_study,
     study_plan,
-    sweep,
 )
 from glasslm.lab.studies.ladder import LadderShape
 from glasslm.lab.studies.sweep import Runner
 from glasslm.runs.run_folder import Run
-from glasslm.training import launch
-from glasslm.training.interruption import SignalEvent
 from html_pages import Page
 from small_runs import ignore_message, without_report, write_text
 
 WORDS = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4".split()  # noqa: SIM905 - as typed
-
-
-def train_in_this_process(study: Path, job: dict[str, Any], interrupted: SignalEvent) -> int:
-    """What a process of its own would do, without the half second that it takes to start."""
-    config, compute = from_dict(RunConfig, job["config"]), from_dict(ComputeConfig, job["compute"])
-    return launch.train(config, compute, Path(job["run_dir"]), notify=ignore_message).exit_code
 
 
 def run_small_study(
@@ -56,11 +46,10 @@ def run_small_study(
 
 
 @pytest.fixture
-def quick() -> Iterator[None]:
+def quick(trials_in_this_process: None) -> Iterator[None]:
     """Studies of few and short runs, so that a capstone of seconds has time for them."""
     with pytest.MonkeyPatch.context() as patch, without_report():
         patch.setattr("glasslm.cli.capstone.MIN_BUDGET_S", 1.0)
-        patch.setattr(sweep, "run_in_subprocess", train_in_this_process)
         patch.setattr(ablation_budget, "run_start_seconds", lambda: 0.05)
         patch.setattr(study_plan, "run_start_seconds", lambda: 0.05)
         patch.setattr(study_sizes, "SEEDS", 2)

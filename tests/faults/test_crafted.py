@@ -24,7 +24,7 @@ import pytest
 from glasslm import cli, files
 from glasslm.interop import hf, model_export
 from glasslm.runs import run_folder
-from small_runs import read_json, train, without_report, write_text
+from small_runs import read_json, shorten_runs, train, without_report, write_text
 
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="needs resource limits that bind, as Linux has them"
@@ -379,4 +379,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    shorten_runs(pytest.MonkeyPatch())
     main(Path(sys.argv[1]))

@@ -19,7 +19,14 @@ from glasslm.engines.memory_estimate import training_bytes
 from glasslm.errors import ExhaustedError
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch, memory
-from small_runs import ignore_message, small_config, train_command, without_report, write_text
+from small_runs import (
+    ignore_message,
+    shorten_runs,
+    small_config,
+    train_command,
+    without_report,
+    write_text,
+)
 
 LINE = (
     r"glasslm (train|resume): out of memory with micro-batches of (\d+) x (\d+) tokens: lower (.*)"
@@ -166,6 +173,7 @@ def main(megabytes: int, command: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    shorten_runs(pytest.MonkeyPatch())
     sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
 
 

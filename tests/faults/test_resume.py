@@ -1,9 +1,10 @@
 """After a kill or signal at any step or save, a resumed run ends with the same bits.
 
 This file is also the program of the children, in which processes are forked, and so die cheaply:
-`python test_resume.py ROLE ENGINE FOLDER`.
+`python test_resume.py ENGINE FOLDER`.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from small_runs import (
     comparable_results,
     ignore_message,
     logged_lines,
+    shorten_runs,
     small_config,
     without_report,
     write_text,
@@ -39,6 +41,7 @@ from small_runs import (
 posix = pytest.mark.skipif(os.name != "posix", reason="needs fork, SIGKILL or resource limits")
 ENGINES = ["numpy", "torch"]
 STEPS = 20
+KILLED_STEPS = {"numpy": range(1, STEPS + 1), "torch": range(1, STEPS + 1, 3)}
 RESUMES = 16  # from each step of a run, by each engine
 MOMENTS = (0, 4, 11)  # operations of a save at which the first signal comes
 DEATHS = 4  # at a second one
@@ -83,29 +86,37 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- kill -9 at every step -------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", params=ENGINES)
+def deaths(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict[str, Any]]]:
+    """What became of the killed runs of each kind, with one engine."""
+    return run_child(request.param, tmp_path_factory.mktemp("deaths"))
+
+
 @posix
-@pytest.mark.parametrize("engine", ENGINES)
-def test_kill_9_in_the_middle_of_each_of_twenty_steps(
-    engine: str, text: Path, tmp_path: Path
-) -> None:
-    ends = run_child("kill_in_each_step", engine, tmp_path)
-    assert [end["step"] for end in ends] == list(range(1, STEPS + 1))
+def test_kill_9_in_the_middle_of_each_of_twenty_steps(deaths: dict[str, Any]) -> None:
+    """The steps of the torch engine are sampled: its loop is the same."""
+    ends = deaths["killed in a step"]
+    assert [end["step"] for end in ends] == list(KILLED_STEPS[deaths["engine"]])
     for end in ends:
         assert end["died"] == -signal.SIGKILL, end
         assert end["resumed"] == 0, end
         assert end["same"], end
-    assert len({end["from"] for end in ends}) >= 7  # checkpoints that a run went on from
+    # Checkpoints that a run went on from:
+    assert len({end["from"] for end in ends}) >= (7 if deaths["engine"] == "numpy" else 5)
 
 
-def kill_in_each_step(engine: str, folder: Path) -> None:
+def kill_in_each_step(engine: str, folder: Path) -> list[dict[str, Any]]:
     """Die between the gradients of a step and its update; resume.
 
     Compare with a run that nobody killed.
     """
+    folder.mkdir()
     text = write_text(folder / "text.txt")
-    whole = folder / "whole"
+    whole, ends = folder / "whole", []
     assert run_in_fork(lambda: train(text, whole, engine)) == 0
-    for step in range(1, STEPS + 1):
+    for step in KILLED_STEPS[engine]:
         run = folder / str(step)
 
         def die(run: Path = run, step: int = step) -> None:
@@ -123,11 +134,8 @@ def kill_in_each_step(engine: str, folder: Path) -> None:
         start = checkpoint.load(run, warn=ignore_message).step
         resumed = run_in_fork(lambda run=run: resume(run, engine))
         same = resumed == 0 and comparable_results(run, STEPS) == comparable_results(whole, STEPS)
-        print(
-            json.dumps(
-                {"step": step, "died": died, "from": start, "resumed": resumed, "same": same}
-            )
-        )
+        ends.append({"step": step, "died": died, "from": start, "resumed": resumed, "same": same})
+    return ends
 
 
 # -- signals during a save -------------------------------------------------------------------------
@@ -191,11 +199,10 @@ def test_a_signal_during_a_save_waits_for_its_end(
 
 
 @posix
-@pytest.mark.parametrize("engine", ENGINES)
 def test_a_second_signal_during_a_save_leaves_at_once_and_nothing_is_lost(
-    engine: str, tmp_path: Path
+    deaths: dict[str, Any],
 ) -> None:
-    ends = run_child("two_signals_in_a_save", engine, tmp_path)
+    ends = deaths["two signals in a save"]
     assert len(ends) == DEATHS
     assert ends[-1]["k"] > 12  # operations of a save
     for end in ends:
@@ -205,10 +212,11 @@ def test_a_second_signal_during_a_save_leaves_at_once_and_nothing_is_lost(
     assert {end["from"] for end in ends} == {5, 6}
 
 
-def two_signals_in_a_save(engine: str, folder: Path) -> None:
+def two_signals_in_a_save(engine: str, folder: Path) -> list[dict[str, Any]]:
     """SIGTERM twice at some operations of the save of step 6, from the first to the last one."""
+    folder.mkdir()
     text = write_text(folder / "text.txt")
-    whole = folder / "whole"
+    whole, ends = folder / "whole", []
 
     def count() -> None:
         with at_operation(-1, 6, lambda: None) as operations:
@@ -236,7 +244,8 @@ def two_signals_in_a_save(engine: str, folder: Path) -> None:
             and comparable_results(run, STEPS) == comparable_results(whole, STEPS)
             and not list(run.rglob("*.tmp-*"))
         )
-        print(json.dumps({"k": k, "died": died, "from": start, "resumed": resumed, "same": same}))
+        ends.append({"k": k, "died": died, "from": start, "resumed": resumed, "same": same})
+    return ends
 
 
 # -- from each step --------------------------------------------------------------------------------
@@ -359,16 +368,31 @@ ENTRIES: dict[Callable[[dict[str, Any]], None], str] = {
 }
 
 
+@pytest.fixture(scope="module")
+def finished_run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A run of three steps by an engine."""
+
+    @functools.cache
+    def train_once(engine: str) -> Path:
+        run = tmp_path_factory.mktemp("finished") / engine
+        assert train(text, run, engine, max_steps=3, eval_interval=3) == "finished"
+        return run
+
+    return train_once
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("change", ENTRIES, ids=lambda change: change.__name__)
 def test_a_changed_entry_is_named_and_never_a_part_is_loaded(
-    change: Callable[[dict[str, Any]], None], engine: str, text: Path, tmp_path: Path
+    change: Callable[[dict[str, Any]], None],
+    engine: str,
+    finished_run: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
     """Though the manifest agrees with the file, as that of somebody who meant well would."""
     from glasslm.engines.factory import make_engine
 
-    run = tmp_path / "run"
-    assert train(text, run, engine, max_steps=3, eval_interval=3) == "finished"
+    run = shutil.copytree(finished_run(engine), tmp_path / "run")
     good = checkpoint.load(run)
     resumed_run = run_folder.Run(run)
     machine = make_engine(
@@ -424,8 +448,8 @@ def rewrite_weights(folder: Path, change: Callable[[dict[str, Any]], None] | Non
 # -- children --------------------------------------------------------------------------------------
 
 
-def run_child(role: str, engine: str, folder: Path) -> list[dict[str, Any]]:
-    """What a process of this role prints."""
+def run_child(engine: str, folder: Path) -> dict[str, Any]:
+    """What the program prints."""
     compute(engine)
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     alone = {
@@ -433,12 +457,13 @@ def run_child(role: str, engine: str, folder: Path) -> list[dict[str, Any]]:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": path,
     }  # no threads: the child forks
-    command = [sys.executable, __file__, role, engine, str(folder)]
+    command = [sys.executable, __file__, engine, str(folder)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | alone, timeout=240
     )
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return results
 
 
 def run_in_fork(act: Callable[[], Any]) -> int:
@@ -458,7 +483,13 @@ def run_in_fork(act: Callable[[], Any]) -> int:
 
 if __name__ == "__main__":
     os.fsync = lambda descriptor: None  # type: ignore # as in conftest.py: the processes die, the machine does not
-    if sys.argv[2] == "torch":
+    shorten_runs(pytest.MonkeyPatch())
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    if name == "torch":
         from glasslm.engines.torch import engine  # noqa: F401 - once, and not in each of the forked processes
-    roles = {role.__name__: role for role in (kill_in_each_step, two_signals_in_a_save)}
-    roles[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
+    results = {
+        "engine": name,
+        "killed in a step": kill_in_each_step(name, folder / "steps"),
+        "two signals in a save": two_signals_in_a_save(name, folder / "save"),
+    }
+    print(json.dumps(results))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from forked_commands import load_commands, run_forked, run_script
-from small_runs import train, train_command, write_text
+from small_runs import shorten_runs, train, train_command, write_text
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
@@ -218,4 +218,5 @@ def test_an_interrupted_command_leaves_no_half_file(results: dict[str, Any]) -> 
 
 
 if __name__ == "__main__":
+    shorten_runs(pytest.MonkeyPatch())
     print(json.dumps(run_commands(Path(sys.argv[1]))))

@@ -20,6 +20,7 @@ from glasslm.runs import run_folder
 from small_runs import (
     comparable_results,
     logged_lines,
+    shorten_runs,
     train,
     train_command,
     without_report,
@@ -113,7 +114,8 @@ def every_command(folder: Path, kind: str) -> dict[str, list[str]]:
 
 def run_commands(folder: Path) -> dict[str, Any]:
     load_commands()
-    sys.modules["transformers"] = None  # type: ignore[assignment]  # an export compares with it
+    for name in ("torch", "transformers"):  # with which an export compares
+        sys.modules[name] = None  # type: ignore[assignment]
     os.environ["GLASSLM_CACHE"] = str(folder / "cache")
     os.chdir(folder)
     text = write_text(folder / "text.txt")
@@ -292,4 +294,5 @@ def test_a_display_needs_no_standard_error(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 if __name__ == "__main__":
+    shorten_runs(pytest.MonkeyPatch())
     print(json.dumps(run_commands(Path(sys.argv[1]))))

@@ -166,6 +166,7 @@ SIZES = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4"
 TINY = f"{SIZES} --max-steps 30 --warmup-steps 3".split()
 
 
+@pytest.mark.usefixtures("trials_in_this_process")
 def test_a_study_by_the_command_and_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +224,7 @@ def test_a_study_by_the_command_and_again(
     assert "other settings" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("trials_in_this_process")
 def test_each_variant_may_have_its_own_best_rate(tmp_path: Path) -> None:
     config = small_config(
         write_text(tmp_path / "text.txt"), d_model=16, n_layers=1, max_steps=30, lr=0.003
@@ -283,6 +285,7 @@ def test_a_budget_fixes_the_steps_and_one_that_is_too_small_is_refused(
             steps(f"{0.8 * parse_duration(named)}s", seeds, rates)
 
 
+@pytest.mark.usefixtures("trials_in_this_process")
 def test_a_study_with_a_budget_goes_on_with_the_steps_that_were_fixed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from glasslm import files
 from glasslm.cli import check as command
 from glasslm.engines import resources
 from glasslm.errors import InputError
-from glasslm.lab.checks import finite_differences, gradient_check
+from glasslm.lab.checks import attention_paths, finite_differences, gradient_check
 from glasslm.lab.checks.op_cases import OPS
 from glasslm.model.parameters import parameter_table
 
@@ -30,6 +30,8 @@ def short(without_torch: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradient_check, "OPS", few)
     monkeypatch.setattr(gradient_check, "SOFTMAX_TERMS", {})
     monkeypatch.setattr(gradient_check, "single_switches", lambda: [("the smallest", tiny())])
+    monkeypatch.setattr(gradient_check, "small_model", tiny)
+    monkeypatch.setattr(attention_paths, "KV_HEADS", (2,))
 
 
 @pytest.mark.usefixtures("short")
@@ -62,7 +64,7 @@ def test_the_command_fails_when_a_gradient_is_wrong(
     assert "wrong" in out.splitlines()[-1]
 
 
-@pytest.mark.usefixtures("without_torch")
+@pytest.mark.usefixtures("short")
 def test_a_gradient_that_is_no_number_is_the_largest_error_and_null_in_json(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from glasslm.errors import InputError
 from glasslm.lab.studies import sweep
 from glasslm.lab.studies.stored_study import open_study
 from html_pages import Page
-from small_runs import write_text
+from small_runs import train_trial, write_text
 
 SIZES = "--d-model 16 --n-heads 2 --n-layers 1 --block-size 16 --batch-size 4"
 WORDS = f"{SIZES} --max-steps 4 --seeds 1 --axes depth=2".split()
@@ -20,7 +20,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     text = write_text(folder / "text.txt")
     words = ["ablate", "--text-file", str(text), "--out", str(folder / "study"), *WORDS]
-    assert cli.main(words) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "run_in_subprocess", train_trial)
+        assert cli.main(words) == 0
     return folder / "study"
 
 
