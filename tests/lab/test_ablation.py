@@ -285,7 +285,7 @@ def test_a_budget_fixes_the_steps_and_one_that_is_too_small_is_refused(
             steps(f"{0.8 * parse_duration(named)}s", seeds, rates)
 
 
-@pytest.mark.usefixtures("trials_in_this_process")
+@pytest.mark.usefixtures("trials_in_this_process", "no_figures")
 def test_a_study_with_a_budget_goes_on_with_the_steps_that_were_fixed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,13 +44,19 @@ def choose_handful() -> list[ModelConfig]:
     covered = {
         config: active_values(config) for _, config in gradient_check.combinations(200, seed=1)
     }
-    cost = {config: 2000 + parameter_table(config, gradient_check.V).trained for config in covered}
+    cost = {config: estimate_cost(config) for config in covered}
     while missing:
         best = max(covered, key=lambda config: len(missing & covered[config]) / cost[config])
         assert missing & covered[best]
         chosen.append(best)
         missing -= covered[best]
     return chosen
+
+
+def estimate_cost(config: ModelConfig) -> int:
+    """Losses of one dense layer that a check takes, and a constant that keeps the models few."""
+    layers = config.n_layers * (3 if config.n_experts else 1)
+    return 1000 + parameter_table(config, gradient_check.V).trained * layers
 
 
 def active_values(config: ModelConfig) -> set[tuple[str, Any]]:

@@ -154,6 +154,7 @@ def copy_run(source: Path, path: Path) -> None:
 BASE = [2.00, 2.05, 1.96]
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("others", "seeds", "words", "how"),
     [
@@ -251,6 +252,7 @@ def test_a_lossy_tokenizer_has_no_winner_in_bits_per_byte(folder: Path, tmp_path
     assert "lowest" not in text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_more_runs_than_letters(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,6 +269,7 @@ def test_more_runs_than_letters(
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_that_cannot_be_read_is_named_and_left_out(
     folder: Path,
     tmp_path: Path,
@@ -293,6 +296,7 @@ def test_a_run_that_cannot_be_read_is_named_and_left_out(
     assert cli.main(["compare", plain, "missing"]) == 2
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_under_way_is_named(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "cut"
     copy.mkdir()

@@ -132,7 +132,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path, int], Planted]]] = {
 }
 
 
-@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_the_model_raises_its_own_signal(fault: str, seed: int, folder: Path) -> None:
     signal, plant = FAULTS[fault]
@@ -250,6 +250,7 @@ def test_looking_changes_no_bit_of_a_run(
     """A run that is stopped, diagnosed and resumed ends like one that nobody looked at."""
     flags: dict[str, Any] = {
         "text_file": (str(text_in(folder)),),
+        "n_layers": 1,
         "max_steps": 20,
         "checkpoint_interval": 5,
         "sample_interval": 10,

@@ -57,6 +57,7 @@ def test_an_exact_law_is_recovered(tmp_path: Path, capsys: pytest.CaptureFixture
     )
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_report_and_the_plan_follow_from_the_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
