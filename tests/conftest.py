@@ -136,10 +136,12 @@ def trials_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_figures() -> Iterator[None]:
     """Pages without figures, which take most of the time of a page."""
-    monkeypatch.setattr("glasslm.report.figures.png", lambda figure: b"")
-    monkeypatch.setattr("glasslm.report.figures.inline_svg", lambda figure, label: "")
+    with pytest.MonkeyPatch.context() as patch:  # which a test's monkeypatch.undo() leaves alone
+        patch.setattr("glasslm.report.figures.png", lambda figure: b"")
+        patch.setattr("glasslm.report.figures.inline_svg", lambda figure, label: "")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -211,6 +211,7 @@ def test_a_server_that_is_not_there_is_named(
     assert "does not answer" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_an_export_stops_where_the_model_stops(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return launch.train(config, COMPUTE, folder / "run", notify=ignore_message).run_dir
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     "command",
     [

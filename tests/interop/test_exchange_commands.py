@@ -17,6 +17,8 @@ from glasslm import cli
 from glasslm.runs import checkpoint, run_folder
 from small_runs import train, write_text
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -20,6 +20,7 @@ from glasslm.data.sources import corpora  # noqa: E402
 from glasslm.engines.numpy import optimizer as numpy_optimizer  # noqa: E402
 from glasslm.engines.torch import optimizer as torch_optimizer  # noqa: E402
 from glasslm.lab.checks import (  # noqa: E402
+    attention_paths,
     finite_differences,
     gradient_check,
     loss_parity,
@@ -132,10 +133,11 @@ def test_the_figure_shows_both_losses_and_their_differences() -> None:
 
 @pytest.fixture
 def short(text: Path, monkeypatch: Patch) -> None:
-    """No op, one switch, three steps on a small text."""
+    """No op, one switch, one sharing of heads, three steps on a small text."""
     finding = finite_differences.CheckResult("an op", 1e-9, "x[0]", 3, 0)
     monkeypatch.setattr(gradient_check, "check_ops", lambda seed: iter([finding]))
     monkeypatch.setattr(gradient_check, "check_models", lambda combinations, seed: iter([]))
+    monkeypatch.setattr(attention_paths, "KV_HEADS", (2,))
     monkeypatch.setattr(
         gradient_check, "single_switches", lambda: [("the smallest", small_model())]
     )

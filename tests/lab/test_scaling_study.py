@@ -175,6 +175,7 @@ def test_an_exact_law_is_found_and_what_lies_beyond_predicted(
     )
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_what_was_predicted_stands_whatever_came_of_it(
     exact: tuple[ScalingStudy, SimulatedTraining, Path], V: int, tmp_path: Path
 ) -> None:
@@ -202,6 +203,7 @@ def test_what_was_predicted_stands_whatever_came_of_it(
     )
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_diverged_runs_are_told_and_left_out_and_so_is_repeated_text(
     text: Path, tmp_path: Path, V: int
 ) -> None:
