@@ -52,7 +52,8 @@ def test_ci_fails_on_a_reason_that_is_not_listed(
 ) -> None:
     tests = tmp_path / "tests"
     tests.mkdir()
-    shutil.copy(pytestconfig.rootpath / "tests" / "conftest.py", tests)
+    for name in ("conftest.py", "small_runs.py"):
+        shutil.copy(pytestconfig.rootpath / "tests" / name, tests)
     for name, source in {"it": TESTS, **{name: NEEDS.format(name) for name in MODULES}}.items():
         (tests / f"test_{name}.py").write_text(source, encoding="utf-8")
     inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}

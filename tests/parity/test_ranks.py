@@ -135,9 +135,11 @@ def test_two_ranks_are_one_rank_with_twice_the_micro_batches(
     assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["processes"] == 2
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_divide_the_batch_are_refused_in_one_line(
     text: Path, tmp_path: Path
 ) -> None:
+    """tests/engines/test_choice.py has the quick test of the message."""
     code, output = wait_for(torchrun("train", *make_flags(text, tmp_path / "run", batch_size=3)))
     assert code != 0
     assert "2 processes cannot share a batch of 3 sequences" in output

@@ -243,11 +243,13 @@ def test_epochs_beat_the_steps_and_steps_stay_without_them() -> None:
 
 
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
-def test_either_engine_is_timed(engine: Any) -> None:
+def test_either_engine_is_timed(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each part takes some time, and none, by far, more than was spent.
 
     The updates are those of three steps.
     """
+    monkeypatch.setattr(step_timer, "REPORT_REPETITIONS", 10)  # as it is without shorten_runs
+    monkeypatch.setattr(step_timer, "REPORT_FACTOR", 150.0)
     if engine == "torch":
         pytest.importorskip("torch")
     compute = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=1)
