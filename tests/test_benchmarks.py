@@ -14,8 +14,9 @@ LIBRARIES = {"jax_peer", "nanogpt", "paired"}
 # These are not run here; mypy checks them.
 NEED_NANOGPT = {"gpu_speed", "time_to_loss", "torch_speed"}
 NEED_CHROMIUM = {"page_speed"}  # the same
+NEED_LLAMA_CPP = {"llama_cpp_speed"}  # the same
 # A minute and more, or only a picture
-SLOW = {"ablation_memory", "cookbook_figure", "extrapolation", "terminal_figure"}
+SLOW = {"ablation_memory", "cookbook_figure", "extrapolation", "growth", "terminal_figure"}
 SMALLEST_FLAGS = {
     "attention_memory": "--lengths 256 --seconds 0.1",
     "bits_per_byte": "--text-file text.txt --max-steps 4 --d-model 32",
@@ -42,7 +43,8 @@ SMALLEST_FLAGS = {
 
 def test_every_benchmark_is_known() -> None:
     names = {path.stem for path in BENCHMARKS.glob("*.py")}
-    assert names == LIBRARIES | NEED_NANOGPT | NEED_CHROMIUM | SLOW | set(SMALLEST_FLAGS)
+    elsewhere = LIBRARIES | NEED_NANOGPT | NEED_CHROMIUM | NEED_LLAMA_CPP | SLOW
+    assert names == elsewhere | set(SMALLEST_FLAGS)
 
 
 @pytest.mark.slow
