@@ -74,10 +74,10 @@ LABELS = {
 }
 
 
-def resident_megabytes(field: str) -> float:
-    """Resident memory of this process on Linux: `VmRSS` (now) or `VmHWM` (the peak)."""
+def peak_megabytes() -> float:
+    """The largest resident memory that this process has had, on Linux."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.findall(rf"{field}:\s+(\d+) kB", status)[0]) / 1000
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1000
 
 
 def config_of(part: str, value: int) -> tuple[RunConfig, int]:
@@ -113,7 +113,7 @@ def medians(
 
 def measure_training(part: str, value: int, seconds: float) -> Point:
     """Passes forward and backward over a batch, and updates, in this process."""
-    before = resident_megabytes("VmRSS")
+    before = peak_megabytes()
     config, vocabulary = config_of(part, value)
     threads = value if part == "threads" else 1
     clock = time.perf_counter if part == "threads" else time.process_time
@@ -133,7 +133,7 @@ def measure_training(part: str, value: int, seconds: float) -> Point:
         "update": update_s,
         "parameters": table.total,
         "speed": flops / pass_s / 1e9,
-        "megabytes": resident_megabytes("VmHWM") - before,
+        "megabytes": peak_megabytes() - before,
     }
 
 
@@ -154,14 +154,15 @@ def measure_corpus(megabytes: int) -> Point:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GLASSLM_CACHE"] = folder
         path = Path(folder) / "text.txt"
-        write_text(path, megabytes)
-        before = resident_megabytes("VmRSS")
+        command = [sys.executable, __file__, "--write-text", str(path), str(megabytes)]
+        subprocess.run(command, check=True)  # in a process of its own, whose memory does not count
+        before = peak_megabytes()
         start = time.process_time()
         config = with_flags(tiny(), {**BASE, "text_file": (str(path),)}).resolve()
         source = corpora.find_source(config.data, say_nothing)
         dataset = prepare_dataset(config.data, source, say_nothing)
         prepared = time.process_time() - start
-        memory = resident_megabytes("VmHWM") - before
+        memory = peak_megabytes() - before
         sampler = make_sampler(config, dataset)
         draw = partial(draw_batches, sampler, dataset.train.tokens, config.train.batch_size)
         (draw_s,) = medians([draw], 0.5, time.process_time)
@@ -219,7 +220,7 @@ def measure(part: str, value: int, seconds: float) -> Point:
     return measure_training(part, value, seconds)
 
 
-def in_a_process(part: str, value: int, seconds: float) -> Point:
+def measure_apart(part: str, value: int, seconds: float) -> Point:
     """The point, measured by this program in a process of its own."""
     command = [sys.executable, __file__, "--point", part, str(value), "--seconds", str(seconds)]
     answer = subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout
@@ -229,8 +230,8 @@ def in_a_process(part: str, value: int, seconds: float) -> Point:
 
 def bends(points: dict[int, Point]) -> dict[int, float]:
     """The time over the law, by value, as a multiple of the least."""
-    over = {value: point["seconds"] / point["law"] for value, point in points.items()}
-    return {value: x / min(over.values()) for value, x in over.items()}
+    quotients = {value: point["seconds"] / point["law"] for value, point in points.items()}
+    return {value: x / min(quotients.values()) for value, x in quotients.items()}
 
 
 def print_part(part: str, points: dict[int, Point]) -> None:
@@ -287,7 +288,11 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--largest", type=int, default=0, help="leave out values above it")
     parser.add_argument("--point", nargs=2, help=argparse.SUPPRESS)  # measures in this process
+    parser.add_argument("--write-text", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.write_text:
+        write_text(Path(args.write_text[0]), int(args.write_text[1]))
+        return
     if args.point:
         print(json.dumps(measure(args.point[0], int(args.point[1]), args.seconds)))
         return
@@ -299,7 +304,7 @@ def main() -> None:
     }
     for part in args.parts:
         values = [value for value in VALUES[part] if not args.largest or value <= args.largest]
-        parts[part] = {value: in_a_process(part, value, args.seconds) for value in values}
+        parts[part] = {value: measure_apart(part, value, args.seconds) for value in values}
         print_part(part, parts[part])
         if args.json:
             files.write_atomic(args.json, json.dumps(parts, indent=1).encode())

@@ -39,7 +39,7 @@ from paired import heading, print_speeds, take_turns
 from serve_speed import make_run
 
 
-def by_llama_cpp(model: Any, start: int, vocab_size: int, tokens: int) -> list[int]:
+def write_with_llama_cpp(model: Any, start: int, vocab_size: int, tokens: int) -> list[int]:
     """The likeliest tokens, by llama.cpp."""
     model.reset()
     written = [start]
@@ -50,7 +50,7 @@ def by_llama_cpp(model: Any, start: int, vocab_size: int, tokens: int) -> list[i
     return written[1:]
 
 
-def by_glasslm(model: Model, engine: Engine, tokens: int) -> list[int]:
+def write_with_glasslm(model: Model, engine: Engine, tokens: int) -> list[int]:
     """The likeliest tokens, by glasslm."""
     pieces = generate(
         engine,
@@ -78,30 +78,32 @@ def main() -> None:
         model = glasslm.load(run)
         weights = checkpoint.load(run, model.step).weights()
         (start,) = model.tokenizer.encode("\n").tolist()
-        works: dict[str, Callable[[], list[int]]] = {}
+        programs: dict[str, Callable[[], list[int]]] = {}
         for threads in args.threads:
             compute = ComputeConfig("numpy", "cpu", "fp32", threads=threads)
             engine = make_engine(model.config, model.tokenizer.vocab_size, compute)
             engine.load(weights.items())
-            works[f"glasslm, {threads} threads"] = partial(by_glasslm, model, engine, args.tokens)
+            programs[f"glasslm, {threads} threads"] = partial(
+                write_with_glasslm, model, engine, args.tokens
+            )
             for quantization in args.quantize:
                 path = Path(folder) / f"{quantization}.gguf"
                 if not path.exists():
                     gguf_file.write(load_export(str(run), "latest"), path, quantization)
-                theirs = llama_cpp.Llama(
+                reader = llama_cpp.Llama(
                     str(path), n_ctx=model.config.model.block_size, n_threads=threads, verbose=False
                 )
-                works[f"llama.cpp {quantization}, {threads} threads"] = partial(
-                    by_llama_cpp, theirs, start, model.tokenizer.vocab_size, args.tokens
+                programs[f"llama.cpp {quantization}, {threads} threads"] = partial(
+                    write_with_llama_cpp, reader, start, model.tokenizer.vocab_size, args.tokens
                 )
-        texts = {name: work() for name, work in works.items()}
+        texts = {name: program() for name, program in programs.items()}
         first = next(iter(texts.values()))
         for name, text in texts.items():
             assert "q8_0" in name or text == first, f"{name} writes another text"
-        times = take_turns(works, 0, rounds=args.rounds)
+        times = take_turns(programs, 0, rounds=args.rounds)
     print(heading("numpy", "llama-cpp-python", threads=max(args.threads)))
     print(f"preset {args.preset}, one text of {args.tokens} tokens, greedy")
-    peers = tuple(name for name in works if name.startswith("llama.cpp"))
+    peers = tuple(name for name in programs if name.startswith("llama.cpp"))
     print_speeds(times, args.tokens, peers)
 
 

@@ -195,6 +195,7 @@ def test_a_second_signal_leaves_at_once_and_nothing_is_lost(text: Path, tmp_path
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGINT
+    assert count_logged_steps(run) == 0, "it waited for the end of the step"
     assert logged_lines(run, "end") == []
 
 

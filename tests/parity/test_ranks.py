@@ -187,10 +187,11 @@ def test_a_killed_rank_ends_the_group_and_a_restart_goes_on_exactly(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_hangs_ends_the_group_and_a_restart_goes_on_exactly(
-    victim: int, text: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    """Stopped as by a debugger or a broken network: the others end after GLASSLM_GROUP_TIMEOUT."""
+def test_a_rank_that_hangs_ends_the_group(victim: int, text: Path, tmp_path: Path) -> None:
+    """Stopped as by a debugger or a broken network: the other ends after GLASSLM_GROUP_TIMEOUT.
+
+    A restart begins with the files that a killed rank leaves too.
+    """
     stopped_run = tmp_path / "hung"
     group = torchrun("train", *make_flags(text, stopped_run, **LONGER), timeout_s=8)
     stopped = signal_rank(victim, signal.SIGSTOP, group, after=stopped_run / "checkpoints/000006")
@@ -202,16 +203,8 @@ def test_a_rank_that_hangs_ends_the_group_and_a_restart_goes_on_exactly(
             os.kill(stopped, signal.SIGKILL)
     code, output = wait_for(group)
     assert code != 0, output
+    assert f"rank {1 - victim} has lost the others" in output
     assert not (stopped_run / "checkpoints" / "000090").exists(), "it was over before the stop"
-    if victim == 1:
-        return  # the restart is the one after a killed rank 1
-    code, output = wait_for(torchrun("resume", stopped_run))
-    assert code == 0, output
-    assert all(
-        (array == load_state(undisturbed, 90)[name]).all()
-        for name, array in load_state(stopped_run, 90).items()
-    )
-    assert read_lines(stopped_run) == read_lines(undisturbed)
 
 
 @pytest.mark.slow
