@@ -381,13 +381,40 @@ def test_several_views_are_those_that_are_asked_for_alone(
     assert body == b""
 
 
+ADDRESS = "/inside/read/c/t"
+
+
 @pytest.mark.parametrize(
-    "addresses", [None, "/inside/read/c/t", ["/inside/runs"], [3], ["/inside/read/c/t"] * 65]
+    "addresses",
+    [
+        None,
+        ADDRESS,
+        ["/inside/runs"],
+        [3],
+        [ADDRESS] * 17,
+        [ADDRESS, "/inside/read/c/\ud800"],
+        [f"{ADDRESS}?t=\ud800"],
+        [f"{ADDRESS}?t=\n"],
+        ["/inside/read/\xe9/t"],
+        [f"{ADDRESS}?".ljust(4001, "t")],
+    ],
 )
 def test_several_wrong_addresses_are_refused(client: InsideClient, addresses: Any) -> None:
-    response = client.request("POST", "/inside/several", json={"addresses": addresses})
+    body = json.dumps({"addresses": addresses})  # in ASCII, also a lone surrogate
+    response = client.request("POST", "/inside/several", content=body)
     assert response.status_code == 400
-    assert "at most 64 addresses" in response.json()["error"]["message"]
+    assert "at most 16 addresses" in response.json()["error"]["message"]
+
+
+def test_several_addresses_may_be_as_many_and_as_long_as_the_limits(
+    client: InsideClient, newest: str, text: str
+) -> None:
+    path = f"/inside/read/{newest}/{text}"
+    addresses = [path] * 15 + [f"{path}?".ljust(4000, "t")]
+    response = client.request("POST", "/inside/several", json={"addresses": addresses})
+    assert response.status_code == 200, response.text
+    alone = client.get(path).content
+    assert response.content == (len(alone).to_bytes(4, "little") + alone) * 16
 
 
 def test_a_text_of_another_tokenizer_is_refused(client: InsideClient, newest: str) -> None:
@@ -530,6 +557,8 @@ def test_the_data_needs_the_key(byte_run: Path) -> None:
         assert client.get("/inside/runs").status_code == 401
         text = {"text": "a"}
         assert client.request("POST", "/inside/texts", json=text).status_code == 401
+        several = {"addresses": [ADDRESS]}
+        assert client.request("POST", "/inside/several", json=several).status_code == 401
         right = {"Authorization": "Bearer secret"}
         assert client.request("GET", "/inside/runs", headers=right).status_code == 200
         foreign = {"Origin": "http://elsewhere.example", **right}

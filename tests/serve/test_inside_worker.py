@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from typing import Any
 
@@ -11,18 +12,21 @@ import pytest
 pytest.importorskip("starlette")
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
+from glasslm.serve.inside.several import answer_several
 from glasslm.serve.inside.worker import Check, JobDropped, Worker
+from glasslm.serve.limits import Limits
 
 
-def make_request(leaves: asyncio.Event) -> Request:
-    """A request without a body, whose client leaves when the event is set."""
+def make_request(leaves: asyncio.Event, body: bytes = b"") -> Request:
+    """A request whose client leaves when the event is set."""
     received = []
 
     async def receive() -> dict[str, Any]:
         if not received:
             received.append(True)
-            return {"type": "http.request", "body": b"", "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
         await leaves.wait()
         return {"type": "http.disconnect"}
 
@@ -112,3 +116,29 @@ def test_a_long_job_ends_where_it_checks() -> None:
 
     asyncio.run(run())
     assert ended == ["dropped"]
+
+
+def test_no_view_is_computed_for_a_client_that_left_after_the_one_before() -> None:
+    computed, sent = list[str](), list[bytes]()
+
+    async def view(request: Request) -> Response:
+        computed.append(request.path_params["view"])
+        return Response(b"abc")
+
+    async def run() -> None:
+        leaves = asyncio.Event()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                sent.append(message["body"])
+                leaves.set()
+
+        addresses = [f"/inside/{name}/c/t" for name in ("read", "lens", "why")]
+        request = make_request(leaves, json.dumps({"addresses": addresses}).encode())
+        response = await answer_several(request, Limits(), lambda name: view)
+        with pytest.raises(ClientDisconnect):
+            await response(request.scope, request.receive, send)
+
+    asyncio.run(run())
+    assert computed == ["read"]
+    assert sent == [b"\x03\0\0\0abc"]
