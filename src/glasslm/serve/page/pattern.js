@@ -6,7 +6,7 @@ import { keptCanvas } from "./drawn.js";
 import { makeCanvas, monospace } from "./figure_parts.js";
 import { store } from "./state.js";
 import { hideTip, showTip } from "./tip.js";
-import { fixed, glyphs, headName, wholly } from "./words.js";
+import { fixed, glyphs, headName, quotedWhole } from "./words.js";
 
 const POWER = 0.75; // of a weight, which gives its alpha
 const VISIBLE_WEIGHT = 0.01;
@@ -64,8 +64,8 @@ export function headPattern(scene, { weight, layer, head, side, withTokens = fal
 		},
 	});
 	const tell = (/** @type {any} */ at, /** @type {number} */ i, /** @type {number} */ j) => {
-		const from = `${i} ${wholly(scene.text.tokens[i].text)}`;
-		const to = `${j} ${wholly(scene.text.tokens[j].text)}`;
+		const from = `${i} ${quotedWhole(scene.text.tokens[i].text)}`;
+		const to = `${j} ${quotedWhole(scene.text.tokens[j].text)}`;
 		showTip(at, `${fixed(weight?.at(i, j) ?? 0, 3)}: from ${from} to ${to}`, "click: stand here");
 	};
 	const find = (/** @type {any} */ event) => {

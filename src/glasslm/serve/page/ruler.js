@@ -9,7 +9,7 @@ import { headDoes } from "./head_names.js";
 import { store } from "./state.js";
 import { hideTip, showTip } from "./tip.js";
 import { moveStep } from "./top.js";
-import { count, fixed, glyphs, headName, signed, wholly } from "./words.js";
+import { count, fixed, glyphs, headName, quotedWhole, signed } from "./words.js";
 
 const MOST_NATS = 5; // from which on the colour is full
 const POWER = 0.8; // of the share of it, which gives the alpha
@@ -44,7 +44,7 @@ function crumbs(scene) {
 	return [
 		crumb(
 			"after",
-			[`${t} `, el("code", { title: wholly(here) }, glyphs(here, 8))],
+			[`${t} `, el("code", { title: quotedWhole(here) }, glyphs(here, 8))],
 			"position",
 			(by) => moveCaret(scene, by),
 			"caret after",
@@ -146,7 +146,7 @@ function drawTokens(scene) {
 				on: {
 					click: () => store.set({ t }),
 					pointerenter: (event) =>
-						showTip(event, `${t} ${wholly(token.text)}${surprise}`, "click: stand after it"),
+						showTip(event, `${t} ${quotedWhole(token.text)}${surprise}`, "click: stand after it"),
 					pointerleave: hideTip,
 				},
 			},

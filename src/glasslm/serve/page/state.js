@@ -68,8 +68,6 @@ export function writeAddress(state, longest = LONGEST_IN_ADDRESS) {
 	return `#${query}`;
 }
 
-/** `towards`: candidate and rival whose logits a head pushes apart. */
-
 /** The one state, and who is told of its changes. */
 export const store = {
 	/** @type {State} */

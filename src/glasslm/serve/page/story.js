@@ -20,8 +20,8 @@ export function drawStory(scene, views, tools) {
 		const sentence = /** @type {Element} */ (section.querySelector("header p"));
 		const inner = /** @type {HTMLElement} */ (section.querySelector(".inner"));
 		inner.hidden = !isOpen;
-		drawPart(scene, view, sentence, isOpen);
-		if (isOpen) drawPart(scene, view, inner, isOpen);
+		drawViewPart(scene, view, sentence, isOpen);
+		if (isOpen) drawViewPart(scene, view, inner, isOpen);
 		else {
 			inner.querySelector(".waiting-box")?.remove();
 			markWaiting(inner, false);
@@ -35,7 +35,7 @@ export function drawStory(scene, views, tools) {
  * @param {Element} part the sentence or the figure
  * @param {boolean} isOpen
  */
-function drawPart(scene, view, part, isOpen) {
+function drawViewPart(scene, view, part, isOpen) {
 	const isSentence = part.nodeName === "P";
 	const asks = isSentence ? view.sentenceAsks(scene) : view.asks(scene);
 	const key = `${view.id} ${part.nodeName}`;

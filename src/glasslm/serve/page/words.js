@@ -76,7 +76,7 @@ export function glyphs(text, most = Infinity) {
 export const quoted = (text, most = MAX_GLYPHS) => `“${glyphs(text, most)}”`;
 
 /** The same, however long it is. @param {string} text */
-export const wholly = (text) => quoted(text, Infinity);
+export const quotedWhole = (text) => quoted(text, Infinity);
 
 /**
  * The name of a layer's head, as in Python: both count from 0.

@@ -11,7 +11,7 @@ import { headAsk } from "../rail.js";
 import { store } from "../state.js";
 import { oneTabStop } from "../tab_stops.js";
 import { asTable } from "../table.js";
-import { count, fixed, glyphs, headName, percent, quoted, score, wholly } from "../words.js";
+import { count, fixed, glyphs, headName, percent, quoted, quotedWhole, score } from "../words.js";
 
 const MOST_ROWS = 64; // of heads; of a larger model the chosen layer is shown
 const POWER = 0.75; // of a weight, which gives its alpha
@@ -196,7 +196,7 @@ function byLayer(scene) {
 		gap: (i) => (i === scene.layers ? 6 : 0),
 		describe: (i, t) => {
 			if (t > scene.t) return ["not yet read: hidden from here"];
-			const on = `on ${wholly(scene.text.tokens[t].text)}, ${scene.t - t} back`;
+			const on = `on ${quotedWhole(scene.text.tokens[t].text)}, ${scene.t - t} back`;
 			return [`${fixed(value(i, t), 3)} ${on}`, "mean over the heads"];
 		},
 		choose: (_, t) => store.set({ t }),
@@ -238,7 +238,7 @@ function weightRows({ columns, t: caret }, rowHeight, weight) {
 function describeWeight(scene, { layer, head }, t) {
 	const name = `head ${headName(layer, head)}`;
 	if (t > scene.t) return ["not yet read: hidden from here", name];
-	const text = wholly(scene.text.tokens[t].text);
+	const text = quotedWhole(scene.text.tokens[t].text);
 	const weight = fixed(weights(scene)?.at(layer, head, t) ?? NaN, 3);
 	return [`${weight} on ${text}, ${scene.t - t} back`, `${name} · click: where it comes from`];
 }

@@ -7,7 +7,7 @@ import { cellText, legend, monospace, number, strong } from "../figure_parts.js"
 import { placeName } from "../scene.js";
 import { store } from "../state.js";
 import { asTable } from "../table.js";
-import { glyphs, percent, quoted, wholly } from "../words.js";
+import { glyphs, percent, quoted, quotedWhole } from "../words.js";
 
 const ASK = "lens";
 const POWER = 0.9; // of a probability, which gives its alpha
@@ -135,10 +135,10 @@ const startsLayer = (places, i) => i > 0 && places[i].split(".")[1] !== places[i
 /** @param {Scene} scene @param {number} i @param {number} t @returns {[string, string?]} */
 function describe(scene, i, t) {
 	const { places, ids, logprobs, target } = lensOf(scene);
-	const choice = `${wholly(scene.token(ids.at(i, t)))} ${percent(Math.exp(logprobs.at(i, t)))}`;
+	const choice = `${quotedWhole(scene.token(ids.at(i, t)))} ${percent(Math.exp(logprobs.at(i, t)))}`;
 	const next = scene.text.tokens[t + 1];
 	const comes = next
-		? `, what comes ${wholly(next.text)} ${percent(Math.exp(target.at(i, t)))}`
+		? `, what comes ${quotedWhole(next.text)} ${percent(Math.exp(target.at(i, t)))}`
 		: "";
 	return [`${choice}${comes}`, `${placeName(places[i]).long}, position ${t} · click: stand here`];
 }

@@ -9,7 +9,7 @@ import { store } from "../state.js";
 import { streamName, streamWords } from "../stream_figure.js";
 import { oneTabStop } from "../tab_stops.js";
 import { asTable, tintedTable } from "../table.js";
-import { fixed, glyphs, percent, quoted, signed, wholly } from "../words.js";
+import { fixed, glyphs, percent, quoted, quotedWhole, signed } from "../words.js";
 import { copyPython, goalOf, patchAsks, patched, secondText } from "./second_text.js";
 
 const LEAST_RANGE = 0.2; // nats, that a full colour stands for
@@ -345,7 +345,7 @@ function candidateBars(scene) {
 			{ class: "compared" },
 			el(
 				"span",
-				{ class: id === scene.target ? "ch hit" : "ch", title: wholly(scene.token(id)) },
+				{ class: id === scene.target ? "ch hit" : "ch", title: quotedWhole(scene.token(id)) },
 				glyphs(scene.token(id), 8),
 			),
 			el(

@@ -6,7 +6,7 @@ import { el } from "../dom.js";
 import { empty, number, strong } from "../figure_parts.js";
 import { store } from "../state.js";
 import { asTable } from "../table.js";
-import { count, fixed, glyphs, quoted, wholly } from "../words.js";
+import { count, fixed, glyphs, quoted, quotedWhole } from "../words.js";
 
 const ASK = "read";
 export const NGRAM = "ngram"; // counted once, which takes seconds: what is here is drawn before it
@@ -167,7 +167,7 @@ function largest(scene) {
 function describe(scene, t) {
 	if (t === 0) return [`nothing predicts the first ${scene.unit}`];
 	const { nats, rank, ngram } = readings(scene);
-	const text = wholly(scene.text.tokens[t].text);
+	const text = quotedWhole(scene.text.tokens[t].text);
 	const other = ngram ? `, 5-gram ${fixed(ngram.at(t))}` : "";
 	const detail = `rank ${count(rank.at(t) + 1)} of ${count(scene.run.vocab_size)}`;
 	return [`${text}: model ${fixed(nats.at(t))}${other} nats`, detail];

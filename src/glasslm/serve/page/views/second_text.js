@@ -6,7 +6,7 @@ import { el } from "../dom.js";
 import { cellText, divergingLegend, empty, monospace, tool } from "../figure_parts.js";
 import { store } from "../state.js";
 import { streamFigure, streamName, streamWords } from "../stream_figure.js";
-import { fixed, glyphs, plural, quoted, signed, wholly } from "../words.js";
+import { fixed, glyphs, plural, quoted, quotedWhole, signed } from "../words.js";
 
 const PORTION_FLOPS = 2e10; // of one answer about patches
 const LEAST_RANGE = 0.2; // nats, that a full colour stands for
@@ -117,15 +117,15 @@ export function patched(scene, place, p) {
 
 /**
  * Python that gives the change of the goal's loss by a patch; none of a second text of one token,
- * which `inspect` does not read.
+ * which `inspect` does not read, or of a longer one, whose positions count from its cut.
  * @param {Scene} scene
  * @param {number} place
  * @param {number} p
  * @returns {(code: string) => string}
  */
 export function copyPython(scene, place, p) {
-	const { text = "", tokens = [] } = scene.second ?? {};
-	if (tokens.length < 2) return () => "";
+	const { text = "", tokens = [], left = 0 } = scene.second ?? {};
+	if (tokens.length < 2 || left > 0) return () => "";
 	const goal = goalOf(scene);
 	return (code) =>
 		[
@@ -214,8 +214,10 @@ function secondTokens(scene, second) {
 		describe: (_, t) => {
 			const token = second.tokens[t];
 			if (!token) return ["the second text has ended"];
-			if (!isDifferent(t)) return [`${wholly(token.text)} in both texts`];
-			return [`${wholly(scene.text.tokens[t].text)} is ${wholly(token.text)} in the second text`];
+			if (!isDifferent(t)) return [`${quotedWhole(token.text)} in both texts`];
+			return [
+				`${quotedWhole(scene.text.tokens[t].text)} is ${quotedWhole(token.text)} in the second text`,
+			];
 		},
 		choose: (_, t) => store.set({ t }),
 	});

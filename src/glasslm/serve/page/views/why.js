@@ -7,7 +7,7 @@ import { number, strong } from "../figure_parts.js";
 import { partName, placeName } from "../scene.js";
 import { store } from "../state.js";
 import { asTable, numberGrid, slideHint } from "../table.js";
-import { fixed, glyphs, percent, quoted, signed, wholly } from "../words.js";
+import { fixed, glyphs, percent, quoted, quotedWhole, signed } from "../words.js";
 
 const MAX_GAP = 1e-4; // between the sum of the parts and the logits
 const SMALL = 0.03; // of the largest share: what is below is drawn soft
@@ -322,7 +322,7 @@ function depthChart(scene) {
 			const isAsked = id === candidate;
 			return {
 				name: glyphs(scene.token(id), 6),
-				title: wholly(scene.token(id)),
+				title: quotedWhole(scene.token(id)),
 				points: places.map((_, i) => [i, probability(i, id)]),
 				colour: isAsked ? `rgb(${palette.look})` : palette.soft,
 				width: isAsked ? 2.6 : 1.4,

@@ -7,7 +7,7 @@ import { store } from "../state.js";
 import { oneTabStop } from "../tab_stops.js";
 import { asTable } from "../table.js";
 import { hideTip, showTip } from "../tip.js";
-import { fixed, glyphs, percent, plural, quoted, wholly } from "../words.js";
+import { fixed, glyphs, percent, plural, quoted, quotedWhole } from "../words.js";
 
 const SHOWN = 6; // candidates, beside the token that comes
 const CHUNK = 12; // tokens of a continuation that are asked for at once
@@ -91,7 +91,7 @@ function continuation(scene, path) {
 }
 
 /** The probability of a candidate, on one line. @param {{id: number, before: number}} candidate */
-const bracketed = ({ id, before }) =>
+const probabilityOf = ({ id, before }) =>
 	el("span", { class: "line" }, "(", number(percent(before), `write.${id}`), ")");
 
 /** All rows: each candidate, below it the branches that begin with it. @param {Scene} scene */
@@ -120,7 +120,7 @@ export const write = {
 	sentence(scene) {
 		const all = candidates(scene);
 		const [best] = all;
-		const expects = ["It expects ", strong(quoted(scene.token(best.id))), " ", bracketed(best)];
+		const expects = ["It expects ", strong(quoted(scene.token(best.id))), " ", probabilityOf(best)];
 		const comes = all.find(({ id }) => id === scene.target);
 		if (!comes) return [...expects, "; the text ends here, so nothing comes to compare."];
 		if (comes === best) return [...expects, ", and that is what comes."];
@@ -129,7 +129,7 @@ export const write = {
 			"; what comes is ",
 			strong(quoted(scene.token(comes.id))),
 			" ",
-			bracketed(comes),
+			probabilityOf(comes),
 			".",
 		];
 	},
@@ -261,7 +261,7 @@ function row(scene, path) {
 			{
 				class: isNext ? "ch hit" : "ch",
 				"aria-label": `Take ${quoted(scene.token(last))} and go on from it`,
-				title: `${wholly(scene.token(last))}: take it, and the text goes on from here`,
+				title: `${quotedWhole(scene.token(last))}: take it, and the text goes on from here`,
 				on: { click: () => takeOver(scene, path) },
 			},
 			glyphs(scene.token(last), 12),
@@ -366,7 +366,7 @@ function alternatives(scene, path) {
 		.map(([id, p]) =>
 			el(
 				"button",
-				{ title: wholly(scene.token(id)), on: { click: () => choose(id) } },
+				{ title: quotedWhole(scene.token(id)), on: { click: () => choose(id) } },
 				el("code", {}, glyphs(scene.token(id), 12)),
 				` ${percent(p)}`,
 			),
