@@ -293,6 +293,17 @@ def test_a_view_that_is_closed_during_a_draw_waits_for_nothing(page: PageDriver)
     assert page.page.locator("#lens .inner").is_hidden()
 
 
+def test_a_checkpoint_that_is_missing_for_a_moment_is_asked_for_again(page: PageDriver) -> None:
+    """As while it is saved again; the list of checkpoints, which may be another, too."""
+    refusal = {"error": {"message": "it is missing", "code": "unknown_checkpoint"}}
+    page.page.route(
+        "**/inside/read/**", lambda route: route.fulfill(status=404, json=refusal), times=1
+    )
+    page.open("open=read&t=9")
+    assert page.page.locator(".empty").count() == 0
+    assert sum(url.endswith("/inside/runs") for url in page.requests) > 1
+
+
 @pytest.mark.slow
 def test_the_saved_page_opens_offline(page: PageDriver, browser: Any, tmp_path: Path) -> None:
     page.open("open=attention,why&t=9&head=1.1")

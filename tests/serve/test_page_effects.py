@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,6 +208,12 @@ def test_neurons_can_be_switched_off(page: PageDriver, model: Model) -> None:
     np.testing.assert_allclose(said, [before, without, without - before], atol=0.011)
 
 
+ANOTHER_NUMBER = """(before) => {
+  const number = document.querySelector(".where .big")?.textContent.replace("\u2212", "-");
+  return number?.endsWith("nats") && number !== before;
+}"""
+
+
 def test_a_second_text_is_copied_in(page: PageDriver, model: Model) -> None:
     page.open(address("patch"))
     field = page.page.locator("#patch .second textarea")
@@ -230,6 +237,13 @@ def test_a_second_text_is_copied_in(page: PageDriver, model: Model) -> None:
     np.testing.assert_allclose(change, after - model.losses(TEXT)[T], atol=6e-5)
     assert abs(change) > 1e-3
     np.testing.assert_allclose(evaluate(page.text(".where .python")), change, atol=6e-5)
+    # Of a second text that is longer than the context, only the newest tokens are read.
+    before = page.text(".where .big")
+    field.fill(OTHER * 3)
+    page.page.wait_for_function(ANOTHER_NUMBER, arg=before)
+    page.wait()
+    assert page.page.locator(".where .src").count() > 0
+    assert page.page.locator(".where .python").count() == 0
     field.fill("the cat 7")
     page.page.wait_for_selector("#patch .second .note")
     assert "7" in page.text("#patch .second .note")
@@ -372,6 +386,7 @@ def test_a_saved_file_holds_what_is_shown(page: PageDriver, browser: Any, tmp_pa
     page.wait()
     shown = {view: page.text(f"#{view} .inner") for view in views.split(",")}
     (path,) = page.save("HTML", tmp_path)
+    assert page.page.locator("dialog p").text_content() == f"Saved as {path.name}"
     with open_page(browser, path.as_uri(), offline=True) as saved:
         saved.page.goto(saved.url)
         saved.wait()
@@ -388,3 +403,22 @@ def test_a_saved_file_holds_what_is_shown(page: PageDriver, browser: Any, tmp_pa
         message.wait_for()
         assert "Patch was not saved: open the run with `glasslm look`." in message.inner_text()
         saved.require_silence()
+
+
+def test_a_saved_file_lacks_the_answers_that_did_not_come(page: PageDriver, tmp_path: Path) -> None:
+    lost = list[str]()
+
+    def break_off(route: Any) -> None:
+        lost.extend(route.request.post_data_json["addresses"])
+        route.abort()
+
+    page.page.route("**/inside/several", break_off, times=1)
+    page.open(address("backward"))
+    (path,) = page.save("HTML", tmp_path)
+    message = page.page.locator("dialog p").text_content()
+    assert message == f"Saved as {path.name}. {len(lost)} answers are not in this file"
+    html = path.read_text(encoding="utf-8")
+    record = json.loads(html.split('id="recorded">')[1].split("</script>")[0])
+    assert len(lost) == 16
+    assert record.keys().isdisjoint(lost)
+    assert sum(name.startswith("/inside/backward/") for name in record) > 1  # of other requests

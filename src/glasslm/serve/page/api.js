@@ -79,21 +79,19 @@ const VIEW_OF = {
 };
 
 /**
- * POST of a JSON body; the JSON that comes back.
+ * The response to a POST of a JSON body. Raises RequestError.
  * @param {string} path
  * @param {object} body
- * @returns {Promise<any>}
  */
-export async function post(path, body) {
+export function post(path, body) {
 	const headers = { "Content-Type": "application/json" };
-	const response = await request(path, { method: "POST", headers, body: JSON.stringify(body) });
-	return response.json();
+	return request(path, { method: "POST", headers, body: JSON.stringify(body) });
 }
 
 /** Answers by their path: kept, on their way, or refused. */
 export class Answers {
 	/**
-	 * @param {{arrived: () => void, lost: () => void,
+	 * @param {{arrived: () => void, lost: () => void, unknownCheckpoint: () => void,
 	 *   unknownText: (path: string) => Promise<void>}} owner `lost`: the server does not answer
 	 */
 	constructor(owner) {
@@ -191,7 +189,10 @@ export class Answers {
 				const { code, status } = asRequestError(error);
 				if (code === "unknown_text" && attempt === 0) await this.owner.unknownText(path);
 				else if (status === 503 && attempt < 5) await pause(LOADING_RETRY_MS);
-				else throw error;
+				else if (code === "unknown_checkpoint" && attempt === 0) {
+					this.owner.unknownCheckpoint();
+					await pause(LOADING_RETRY_MS); // it is missing for a moment while it is saved again
+				} else throw error;
 			}
 		}
 	}

@@ -51,6 +51,7 @@ const answers = new Answers({
 		poll(POLL_MS);
 		requestDraw();
 	},
+	unknownCheckpoint: () => poll(0), // a newer one may have taken its place
 	unknownText: (path) => texts.postAgain(path.split("/")[4]?.split("?")[0] ?? "", runs),
 });
 const texts = new Texts(requestDraw);

@@ -1,6 +1,6 @@
 // Saving: a drawing, a table, or the page itself with its numbers in one file that opens offline.
 
-import { request } from "./api.js";
+import { post, request } from "./api.js";
 import { byId, el } from "./dom.js";
 import { drawingOf } from "./drawing.js";
 import { headAsk, originOf, sourceAsk } from "./rail.js";
@@ -25,8 +25,8 @@ const MOST_HEADS = 64; // saved at full size
 // Of a saved page: it runs what it holds, and loads nothing.
 const SAVED_POLICY =
 	"default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:";
-const AT_ONCE = 6; // requests that browsers send to one server
-const PORTION = 16; // answers of one request
+const PARALLEL_REQUESTS = 6; // that browsers send to one server
+const ANSWERS_PER_REQUEST = 16; // the most that /inside/several takes
 const PART = 0x8000; // bytes that are turned into characters at once
 
 /** @param {string} format HTML, SVG, PNG or CSV @param {Saving} saving */
@@ -34,13 +34,16 @@ export async function saveAs(format, saving) {
 	const { scene, views, tell } = saving;
 	const names = views.length === 1 ? `-${views[0].id}` : "";
 	const file = `${scene.run.name}-${scene.checkpoint.step}${names}`.replace(/[^\w.-]+/g, "_");
+	let note = "";
 	if (format === "CSV") {
 		for (const view of views.filter((one) => scene.has(one.asks(scene)))) {
 			const name = views.length === 1 ? file : `${file}-${view.id}`;
 			download(`${name}.csv`, "text/csv;charset=utf-8", toCsv(view.rows(scene)));
 		}
 	} else if (format === "HTML") {
-		download(`${file}.html`, "text/html;charset=utf-8", await savedPage(saving));
+		const { html, missing } = await savedPage(saving);
+		download(`${file}.html`, "text/html;charset=utf-8", html);
+		if (missing) note = `. ${plural(missing, "answer is", "answers are")} not in this file`;
 	} else {
 		const title = `${scene.run.name}, step ${scene.checkpoint.step}`;
 		const blocks = [byId("title"), byId("tokens"), ...views.map((view) => byId(view.id))];
@@ -48,7 +51,7 @@ export async function saveAs(format, saving) {
 		if (format === "SVG") download(`${file}.svg`, "image/svg+xml", drawing.source);
 		else download(`${file}.png`, "image/png", await toPng(drawing));
 	}
-	tell(`Saved as ${file}.${format.toLowerCase()}`);
+	tell(`Saved as ${file}.${format.toLowerCase()}${note}`);
 }
 
 /** @param {string} name @param {string} type @param {BlobPart} content */
@@ -72,10 +75,13 @@ async function toPng({ source, width, height }) {
 	});
 }
 
-/** This page with the answers that it needs, as HTML. @param {Saving} saving */
+/**
+ * This page with the answers that it needs, as HTML, and how many of them it could not get.
+ * @param {Saving} saving
+ */
 async function savedPage(saving) {
 	const { scene, tell } = saving;
-	const record = await recordAnswers(saving);
+	const { record, missing } = await recordAnswers(saving);
 	tell("The page …");
 	const modules = await loadModules();
 	const style = await (await request("page/style.css")).text();
@@ -90,7 +96,7 @@ async function savedPage(saving) {
 	record["#"] = writeAddress({ ...scene.state, t: scene.t }, Infinity);
 	const safe = (/** @type {object} */ value) => JSON.stringify(value).replaceAll("<", "\\u003c");
 	const title = document.title.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
-	return `<!doctype html>
+	const html = `<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -107,6 +113,7 @@ async function savedPage(saving) {
 </body>
 </html>
 `;
+	return { html, missing };
 }
 
 /** The modules of the page by their path, importing each other by name. */
@@ -142,27 +149,29 @@ async function forEachAtOnce(items, act) {
 	const work = async () => {
 		for (const item of queue) await act(item);
 	};
-	await Promise.all(Array.from({ length: AT_ONCE }, work));
+	await Promise.all(Array.from({ length: PARALLEL_REQUESTS }, work));
 }
 
 /**
- * The answers for the places of the caret that are saved, by their address.
+ * The answers for the places of the caret that are saved, by their address, and how many are missing.
  * @param {Saving} saving
  */
 async function recordAnswers({ scene, views, texts, tell, extraAsks }) {
 	/** @type {Record<string, string>} */
 	const record = {};
 	const paths = savedPaths(scene, views, extraAsks);
+	// The browser has these in its cache, which only a request for one address reads.
 	const cached = new Set(paths.filter((path) => scene.answers.kept.has(path)));
 	const others = paths.filter((path) => !cached.has(path));
 	await forEachAtOnce([...cached], async (path) => {
 		const response = await request(path).catch(() => null);
 		if (response) record[path] = toBase64(new Uint8Array(await response.arrayBuffer()));
 	});
-	for (let i = 0; i < others.length; i += PORTION) {
+	for (let i = 0; i < others.length; i += ANSWERS_PER_REQUEST) {
 		tell(`${cached.size + i} of ${plural(paths.length, "answer")} …`);
-		await recordSeveral(record, others.slice(i, i + PORTION));
+		await recordSeveral(record, others.slice(i, i + ANSWERS_PER_REQUEST)).catch(() => null);
 	}
+	const missing = paths.filter((path) => !(path in record)).length;
 	const note = `saved from step ${scene.checkpoint.step} of this run`;
 	const run = {
 		...scene.run,
@@ -178,7 +187,7 @@ async function recordAnswers({ scene, views, texts, tell, extraAsks }) {
 		const [name, answer] = texts.record(run, text);
 		record[name] = encode(answer);
 	}
-	return record;
+	return { record, missing };
 }
 
 /**
@@ -187,10 +196,7 @@ async function recordAnswers({ scene, views, texts, tell, extraAsks }) {
  * @param {string[]} addresses
  */
 async function recordSeveral(record, addresses) {
-	const headers = { "Content-Type": "application/json" };
-	const body = JSON.stringify({ addresses });
-	const response = await request("/inside/several", { method: "POST", headers, body });
-	const buffer = await response.arrayBuffer();
+	const buffer = await (await post("/inside/several", { addresses })).arrayBuffer();
 	let start = 0;
 	for (const address of addresses) {
 		const length = new DataView(buffer).getUint32(start, true);

@@ -29,7 +29,9 @@ export function oneTabStop(id, group) {
 		keydown: moveFocus,
 		focusin: ({ currentTarget, target }) => {
 			const all = buttonsOf(currentTarget);
-			stops.set(id, all.indexOf(target));
+			const focused = all.indexOf(target);
+			if (focused < 0) return; // in something that is no enabled button
+			stops.set(id, focused);
 			setStop(all, target);
 		},
 	});

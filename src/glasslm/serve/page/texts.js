@@ -67,9 +67,10 @@ export class Texts {
 	 */
 	async post(run, wanted) {
 		const key = keyOf(run, wanted);
-		const answer = recorded
-			? await (await request(`texts:${key}`)).json()
+		const response = recorded
+			? await request(`texts:${key}`)
 			: await post("/inside/texts", { run: run.name, ...wanted });
+		const answer = await response.json();
 		const tokens = answer.ids.map((/** @type {number} */ id, /** @type {number} */ i) => ({
 			id,
 			text: answer.pieces[i].text,
