@@ -117,7 +117,7 @@ export function patched(scene, place, p) {
 
 /**
  * Python that gives the change of the goal's loss by a patch; none of a second text of one token,
- * which `inspect` does not read, or of a longer one, whose positions count from its cut.
+ * which `inspect` does not read, or of one that was cut, whose positions count from the cut.
  * @param {Scene} scene
  * @param {number} place
  * @param {number} p
