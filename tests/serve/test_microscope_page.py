@@ -254,6 +254,7 @@ POINT_DURING_A_CUT_DRAW = """async () => {
   const place = { clientX: left + 3, clientY: bottom - 3 };
   cells.dispatchEvent(new PointerEvent("pointermove", place));
   await nextFrame();
+  await nextFrame(); // an answer that comes now puts the frame of the page after the first one
   ids.push(waiting());
   step = 50;
   press("ArrowLeft");
