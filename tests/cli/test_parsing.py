@@ -134,20 +134,23 @@ def test_flag_value_reads_one_flag() -> None:
 
 
 def test_max_time_chooses_the_recipe_for_the_command_and_for_the_call() -> None:
-    for argv, preset in (
-        ([], "quick"),
-        (["--max-time=1h", "--lr", "1e-3"], "small"),
-        (["--max-time", "1h", "--preset", "tiny"], "tiny"),
-        (["--max-time", "1h", "--seq_len", "64"], "quick"),
-        (["--max-time", "1h", "--no-qk-norm"], "small"),
+    for argv, preset, d_model in (
+        ([], "quick", 96),
+        (["--max-time=1h", "--lr", "1e-3"], "quick", 128),
+        (["--max-time", "1h", "--preset", "tiny"], "tiny", 128),
+        (["--max-time", "1h", "--seq_len", "64"], "quick", 96),
+        (["--max-time", "1h", "--no-qk-norm"], "quick", 128),
     ):
         flags = train.parse(argv)
         assert (choose_recipe(argv).preset, flags.preset) == (preset, preset)
+        assert flags.model.d_model == d_model
         assert diagnose.parse(argv).config == flags.config
         assert flags.model.qk_norm == (preset != "tiny" and "--no-qk-norm" not in argv)
     name, config = glasslm._default_config(None, {"max_time": "1h"})
-    assert (name, config) == ("small", choose_recipe(["--max-time", "1h"]).config)
-    assert glasslm._default_config(None, {"max_time": "1h", "seq_len": 64})[0] == "quick"
+    assert (name, config) == ("quick", choose_recipe(["--max-time", "1h"]).config)
+    assert config.model.d_model == 128
+    _, config = glasslm._default_config(None, {"max_time": "1h", "seq_len": 64})
+    assert config.model.d_model == 96
 
 
 def test_a_preset_beside_a_base_is_refused_by_the_call_as_by_the_command() -> None:

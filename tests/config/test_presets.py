@@ -80,9 +80,11 @@ def test_the_time_limit_chooses_the_recipe_where_no_size_is_given() -> None:
     assert choose_recipe(None).describe() == ""
     short, long = choose_recipe(None, "2m"), choose_recipe(None, "1h")
     assert (short.preset, short.config) == ("quick", PRESETS["quick"]())
-    assert long.preset == "small"
-    assert (long.config.model.qk_norm, long.config.model.dropout) == (True, 0.1)
-    assert "preset small with --qk-norm --dropout 0.1" in long.describe()
+    assert long.preset == "quick"
+    model = long.config.model
+    assert (model.d_model, model.block_size, model.dropout) == (128, 256, 0.1)
+    assert long.config.optimizer == short.config.optimizer
+    assert "quick with --d-model 128 --block-size 256 --dropout 0.1" in long.describe()
     assert choose_recipe(None, "1h", ["d_model", "lr"]) == choose_recipe(None)
     assert choose_recipe(None, "1h", ["init_from"]) == choose_recipe(None)
     assert choose_recipe(None, "1h", ["lr"]) == long
@@ -93,5 +95,5 @@ def test_the_time_limit_chooses_the_recipe_where_no_size_is_given() -> None:
 
 def test_a_recipe_leaves_given_fields_alone_and_does_not_name_them() -> None:
     recipe = choose_recipe(None, "1h", ["dropout"])
-    assert recipe.changes == {"qk_norm": True}
+    assert set(recipe.changes) == {"d_model", "block_size"}
     assert "dropout" not in recipe.describe()

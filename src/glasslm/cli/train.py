@@ -22,7 +22,7 @@ DESCRIPTION = """Train a language model on raw text.
 
 Examples:
   glasslm train                 Shakespeare, a few minutes on two cores
-  glasslm train --max-time 10m  the time chooses the preset
+  glasslm train --max-time 10m  the time chooses the model
   glasslm train --text-file book.txt notes/ --tokenizer bpe --vocab-size 2048
   glasslm train --preset small --max-time 30m --position alibi
 
@@ -37,7 +37,7 @@ class Flags(RecipeFlags):
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = "quick"
     """Named model and recipe: quick, tiny, small, medium, nanogpt, capstone or capstone-10m.
     Without --preset, --init-from and a flag such as --d-model or --seq-len, --max-time of 10m or
-    more chooses small."""
+    more chooses quick with a larger model."""
     run_dir: Annotated[Path | None, optional_flag("PATH", "a new one under ./runs")] = None
     """Folder of the run, which must not contain a run yet."""
     json: JsonFlag = False

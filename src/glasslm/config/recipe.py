@@ -15,8 +15,9 @@ from glasslm.config.units import parse_duration
 SIZE_FIELDS = frozenset(
     ["d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "block_size", "n_experts"]
 )
-LONG_RUN_CHANGES = {"qk_norm": True, "dropout": 0.1}  # of the preset small
-LONG_RUN_MIN_S = 600.0  # the shortest time that the larger model was measured at (docs/log.md)
+# Changes of the preset quick for a long run: 0.8M parameters on Shakespeare (docs/log.md).
+LONG_RUN_CHANGES = {"d_model": 128, "block_size": 256, "dropout": 0.1}
+LONG_RUN_MIN_S = 600.0  # the time that they were chosen for
 
 
 @dataclass(frozen=True)
@@ -58,4 +59,4 @@ def choose_recipe(
     if parse_duration(max_time) < LONG_RUN_MIN_S:
         return Recipe("quick", max_time=max_time)
     changes = {name: value for name, value in LONG_RUN_CHANGES.items() if name not in given_fields}
-    return Recipe("small", changes, max_time)
+    return Recipe("quick", changes, max_time)
