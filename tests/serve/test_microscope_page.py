@@ -273,6 +273,28 @@ def test_a_pointer_does_not_stop_a_draw_of_several_frames(page: PageDriver) -> N
     assert page.text(".crumb.after b").startswith("8")
 
 
+KEY_IN_A_CLOSED_DIALOG = """() => {
+  const press = (at) => at.dispatchEvent(new KeyboardEvent("keydown", {key: "s", bubbles: true}));
+  const dialog = document.querySelector("dialog");
+  const states = [];
+  press(document.body);
+  const select = dialog.querySelector("select");
+  press(select);
+  states.push(dialog.open && select.isConnected);
+  dialog.close();
+  press(select);
+  states.push(dialog.open);
+  dialog.close();
+  return states;
+}"""
+
+
+def test_a_key_right_after_a_dialog_is_not_lost(page: PageDriver) -> None:
+    """The focus is still in the dialog until the next frame."""
+    page.open("open=lens&t=9")
+    assert page.page.evaluate(KEY_IN_A_CLOSED_DIALOG) == [True, True]
+
+
 CLOSE_DURING_A_CUT_DRAW = """async () => {
   const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", { key }));
   let time = performance.now();

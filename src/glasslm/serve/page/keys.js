@@ -32,7 +32,8 @@ export function listenToKeys({ scene, toggle, views, tools }) {
 		const { target } = event;
 		const now = scene();
 		if (event.ctrlKey || event.metaKey || event.altKey || !now) return;
-		if (target instanceof Element && target.closest("input, select, textarea, dialog")) return;
+		const field = target instanceof Element && target.closest("input, select, textarea, dialog");
+		if (field && field.checkVisibility()) return; // a dialog keeps the focus for a moment once closed
 		const act = actions(now, tools)[event.key];
 		if (act) {
 			event.preventDefault();
