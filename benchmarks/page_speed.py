@@ -6,8 +6,7 @@
 A server of its own serves an untrained run whose context is as long as its text. First paint is
 counted from the start of the program. A keystroke moves the caret, with the views of the first
 visit open; it ends when these are drawn, and again when the sentences of the closed views are, too.
-Tasks above 50 ms are those of the
-browser's own Long Tasks API.
+Tasks above 50 ms are those of the browser's own Long Tasks API.
 """
 
 from __future__ import annotations
