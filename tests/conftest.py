@@ -130,9 +130,11 @@ def shortened_runs() -> Iterator[None]:
 
 
 @pytest.fixture
-def trials_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def trials_in_this_process() -> Iterator[None]:
     """Studies that train their runs here; tests/lab/test_sweep.py tests their processes."""
-    monkeypatch.setattr("glasslm.lab.studies.sweep.run_in_subprocess", train_trial)
+    with pytest.MonkeyPatch.context() as patch:  # undone after what a test patches
+        patch.setattr("glasslm.lab.studies.sweep.run_in_subprocess", train_trial)
+        yield
 
 
 @pytest.fixture
