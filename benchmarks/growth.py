@@ -258,7 +258,7 @@ def draw_figure(path: Path, parts: dict[str, dict[int, Point]]) -> None:
     columns = 3
     rows = -(-len(parts) // columns)
     figure = Figure(figsize=(4 * columns, 3.1 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid:
         axes.set_visible(False)
     for axes, (part, points) in zip(grid, parts.items()):
