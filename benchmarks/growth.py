@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -46,6 +45,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import initial_weights, parameter_table
+from glasslm.training.memory import peak_memory_bytes
 from paired import heading
 
 Point = dict[str, float]  # seconds, law, megabytes, and others by part
@@ -75,9 +75,9 @@ LABELS = {
 
 
 def peak_megabytes() -> float:
-    """The largest resident memory that this process has had, on Linux."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1000
+    """The largest resident memory that this process has had; nan on Windows."""
+    peak = peak_memory_bytes()
+    return float("nan") if peak is None else peak / 1e6
 
 
 def config_of(part: str, value: int) -> tuple[RunConfig, int]:
@@ -297,10 +297,10 @@ def main() -> None:
         print(json.dumps(measure(args.point[0], int(args.point[1]), args.seconds)))
         return
     print(heading("numpy", threads=1))
-    kept = json.loads(args.json.read_text("utf-8")) if args.json and args.json.exists() else {}
+    earlier = json.loads(args.json.read_text("utf-8")) if args.json and args.json.exists() else {}
     parts: dict[str, dict[int, Point]] = {
         part: {int(value): point for value, point in points.items()}
-        for part, points in kept.items()
+        for part, points in earlier.items()
     }
     for part in args.parts:
         values = [value for value in VALUES[part] if not args.largest or value <= args.largest]
