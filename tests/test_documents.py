@@ -309,15 +309,20 @@ def list_kept_arrays(backward: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Name and memory of every array that a backward function refers to, also through functions."""
     for name, cell in zip(backward.__code__.co_freevars, backward.__closure__ or ()):
         with contextlib.suppress(ValueError):  # a variable of a branch that was not taken
-            for value in (
-                cell.cell_contents if isinstance(cell.cell_contents, list) else [cell.cell_contents]
-            ):
+            for value in flatten(cell.cell_contents):
                 if isinstance(value, np.ndarray) and name not in SHARED:
                     while isinstance(value.base, np.ndarray):
                         value = value.base
                     yield name, value
                 elif isinstance(value, FunctionType):
                     yield from list_kept_arrays(value)
+
+
+def flatten(value: Any) -> list[Any]:
+    """The items of a list, and of the tuples in it; the value itself if it is no list."""
+    if not isinstance(value, list):
+        return [value]
+    return [x for item in value for x in (item if isinstance(item, tuple) else (item,))]
 
 
 def count_bytes(arrays: list[np.ndarray]) -> int:

@@ -18,6 +18,7 @@ from glasslm.config.schema import (
     Precision,
     RunConfig,
 )
+from glasslm.engines.numpy.attention import TILE_QUERIES
 from glasslm.engines.numpy.flash import uses_flash
 from glasslm.engines.numpy.positions import POSITIONS
 from glasslm.engines.resources import count_ranks
@@ -79,7 +80,8 @@ def _row_numbers(c: ModelConfig, vocab_size: int) -> int:
     D, F, H, T = c.d_model, c.d_ff, c.n_heads, c.block_size
     HQ, KQ = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
     projection_width = 2 * F if c.is_gated else F
-    scores = 1 if uses_flash(c, T) else T  # of a query and head: a logarithm, or exponentials
+    # Of a query and head: a logarithm, or exponentials for the keys of its tile.
+    scores = 1 if uses_flash(c, T) else (T + min(TILE_QUERIES, T)) / 2
     # Norm, projections, scores, mixture and output of attention.
     saved_numbers: float = 2 * D + (HQ + 2 * KQ) + H * scores + HQ + D
     inner_numbers = projection_width + (3 * F if c.is_gated else F)  # products, activation
@@ -96,7 +98,7 @@ def _row_numbers(c: ModelConfig, vocab_size: int) -> int:
     if c.dropout:
         saved_numbers += 4 * D
     if c.attention_dropout:
-        saved_numbers += 2 * H * T
+        saved_numbers += H * (T + scores)
     temporary_numbers = 2 * H * scores + 2 * (HQ + 2 * KQ) + 2 * projection_width + 2 * F + 4 * D
     non_block_numbers = 4 * D + 3 * vocab_size  # embedding, last norm, logits and loss
     return round(T * (c.n_layers * saved_numbers + temporary_numbers + non_block_numbers))

@@ -19,6 +19,9 @@ from glasslm.engines.numpy.soft_cap import cap_scores, soft_cap
 
 # exp(60), summed over any context, stays far below the largest number of float32, exp(88).
 MAX_SAFE_EXPONENT = 60.0
+# Queries of a tile: at a context of 256 attention takes three quarters of the time of a single tile
+# (docs/log.md).
+TILE_QUERIES = 64
 
 
 def rope(x: Array, cos: Array, sin: Array, new: New) -> tuple[Array, Callable[[Array], Array]]:
@@ -80,9 +83,7 @@ def attention(
     overwrites dout and returns one array of the gradients of
     queries, keys and values, (B, T, H + 2K, Q).
 
-    The exponentials e are kept unnormalized, with their row sums: so the division is done on (T, Q)
-    numbers instead of (T, T). A bound on the scores, |q| |k|, usually shows that no row maximum has
-    to be subtracted first.
+    The queries are computed by tiles. Keys that no query of a tile can see have no scores.
     """
     B, T, K, Q = v.shape
     H, scale = qk.shape[2] - K, 1 / math.sqrt(Q)
@@ -90,61 +91,116 @@ def attention(
     q *= scale
     # (B, K, G, T, Q), and (B, K, 1, T, Q) for keys and values
     qh, kh, vh = split_heads(q, K), split_heads(k, K), split_heads(v, K)
-    e = np.matmul(qh, kh.swapaxes(-1, -2), out=new((B, K, H // K, T, T)))
-    bound, softcap_back = _score_bound(q, k), None
-    if softcap:
-        e, softcap_back = soft_cap(e, softcap, new)
-        bound = min(bound, softcap)
-    if bias is not None:
-        e += bias.reshape(K, H // K, T, T)
-    visible = visible_keys(T, e.dtype, window, starts)
-    rsum = _exponentiate(e, visible, is_bounded=bound <= MAX_SAFE_EXPONENT)
-    mask = None if drop is None else dropout_mask(e.shape, *drop, new)
-    weights = e if mask is None else np.multiply(e, mask, out=new(e.shape))
+    bound = min(_score_bound(q, k), softcap or math.inf)
+    visible = visible_keys(T, v.dtype, window, starts)
+    mask = None if drop is None else dropout_mask((B, K, H // K, T, T), *drop, new)
+    biases = None if bias is None else bias.reshape(K, H // K, T, T)
     out = new((B, T, H, Q))
-    outh = np.matmul(weights, vh, out=split_heads(out, K))
-    outh *= rsum
+    outh, tiles = split_heads(out, K), []
+    for first in range(0, T, TILE_QUERIES):
+        queries = slice(first, min(first + TILE_QUERIES, T))
+        keys = slice(queries.stop)  # those that causal attention lets the tile see
+        tile = (..., queries, keys)
+        attend_back = _attend(
+            qh[..., queries, :],
+            kh[..., keys, :],
+            vh[..., keys, :],
+            biases if biases is None else biases[tile],
+            visible[tile],
+            mask if mask is None else mask[tile],
+            softcap,
+            new,
+            out=outh[..., queries, :],
+            is_bounded=bound <= MAX_SAFE_EXPONENT,
+        )
+        tiles.append((queries, keys, attend_back))
 
     def backward(dout: Array) -> Array:
-        # With p = e rsum and P = p mask: dv = Pᵀ dout, dP = dout vᵀ, ds = p (dP mask - sum(dP P)),
-        # where sum(dP P) = sum(dout out) = delta. The factor rsum is taken out of p and multiplied
-        # into dout and delta, once.
-        dqkv = new((B, T, H + 2 * K, Q))
-        dq, dk, dv = dqkv[:, :, :H], dqkv[:, :, H : H + K], dqkv[:, :, H + K :]
-        delta = np.vecdot(dout, out).reshape(B, T, K, H // K)
-        delta = delta.transpose(0, 2, 3, 1)[..., None] * rsum
-        douth = split_heads(dout, K)
-        douth *= rsum
-        _sum_groups(weights.swapaxes(-1, -2), douth, split_heads(dv, K))
-        ds = np.matmul(douth, vh.swapaxes(-1, -2), out=new(e.shape))
-        if mask is not None:
-            ds *= mask
-        ds -= delta
-        ds *= e
-        if softcap_back is not None:
-            ds = softcap_back(ds)
-        _sum_groups(ds.swapaxes(-1, -2), qh, split_heads(dk, K))
-        np.matmul(ds, kh, out=split_heads(dq, K))
-        dq *= scale
+        delta = np.vecdot(dout, out).reshape(B, T, K, H // K).transpose(0, 2, 3, 1)[..., None]
+        douth, dqkv = split_heads(dout, K), new((B, T, H + 2 * K, Q))
+        dq, dk, dv = (split_heads(part, K) for part in np.split(dqkv, (H, H + K), axis=2))
+        for queries, keys, attend_back in reversed(tiles):
+            inputs = douth[..., queries, :], delta[..., queries, :], dq[..., queries, :]
+            if queries.stop == T:  # the first one here: its keys are all keys
+                attend_back(*inputs, dk, dv)
+                continue
+            dk_part, dv_part = (new((B, K, 1, queries.stop, Q)) for _ in range(2))
+            attend_back(*inputs, dk_part, dv_part)
+            dk[..., keys, :] += dk_part
+            dv[..., keys, :] += dv_part
+        dqkv[:, :, :H] *= scale
         return dqkv
 
     return out, backward
 
 
-def _exponentiate(e: Array, visible: Array, is_bounded: bool) -> Array:
-    """The reciprocals of the row sums of softmax's exponentials, (B, K, G, T, 1).
+def _attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None,
+    visible: Array,
+    mask: Array | None,
+    softcap: float,
+    new: New,
+    *,
+    out: Array,
+    is_bounded: bool,
+) -> Callable[[Array, Array, Array, Array, Array], None]:
+    """`attention` of a tile of R queries, (B, K, G, R, Q), and S keys and values, (B, K, 1, S, Q).
 
-    Overwrites scores e (B, K, G, T, T) by their exponentials, 0 for hidden keys; unless they are
-    bounded, relative to the maximum of their row. visible (T, T) or (B, 1, 1, T, T): 1 or 0.
+    bias (K, G, R, S); visible (R, S) or (B, 1, 1, R, S): 1 or 0; mask (B, K, G, R, S) of dropout.
+    Overwrites out (B, K, G, R, Q). backward(dout, delta, dq, dk, dv), with delta = sum(dout out) of
+    shape (B, K, G, R, 1), overwrites dout, and dq, dk and dv by the gradients.
+
+    The exponentials e are kept unnormalized, with their row sums: so the division is done on (R, Q)
+    numbers instead of (R, S). A bound on the scores, |q| |k|, usually shows that no row maximum has
+    to be subtracted first.
     """
-    T = e.shape[-1]
+    e = np.matmul(q, k.swapaxes(-1, -2), out=new((*q.shape[:-1], k.shape[-2])))
+    softcap_back = None
+    if softcap:
+        e, softcap_back = soft_cap(e, softcap, new)
+    if bias is not None:
+        e += bias
+    rsum = _exponentiate(e, visible, is_bounded)
+    weights = e if mask is None else np.multiply(e, mask, out=new(e.shape))
+    np.matmul(weights, v, out=out)
+    out *= rsum
+
+    def backward(dout: Array, delta: Array, dq: Array, dk: Array, dv: Array) -> None:
+        # With p = e rsum and P = p mask: dv = Pᵀ dout, dP = dout vᵀ, ds = p (dP mask - sum(dP P)),
+        # where sum(dP P) = sum(dout out) = delta. The factor rsum is taken out of p and multiplied
+        # into dout and delta, once.
+        dout *= rsum
+        _sum_groups(weights.swapaxes(-1, -2), dout, dv)
+        ds = np.matmul(dout, v.swapaxes(-1, -2), out=new(e.shape))
+        if mask is not None:
+            ds *= mask
+        ds -= delta * rsum
+        ds *= e
+        if softcap_back is not None:
+            ds = softcap_back(ds)
+        _sum_groups(ds.swapaxes(-1, -2), q, dk)
+        np.matmul(ds, k, out=dq)
+
+    return backward
+
+
+def _exponentiate(e: Array, visible: Array, is_bounded: bool) -> Array:
+    """The reciprocals of the row sums of softmax's exponentials, (B, K, G, R, 1).
+
+    Overwrites scores e (B, K, G, R, S) by their exponentials, 0 for hidden keys; unless they are
+    bounded, relative to the maximum of their row. visible (R, S) or (B, 1, 1, R, S): 1 or 0.
+    """
+    S = e.shape[-1]
     if not is_bounded:
         e -= _visible_max(e, visible)
         # Hidden entries may be above the maximum of the visible ones. They are zeroed below.
         np.minimum(e, 0, out=e)
     np.exp(e, out=e)
     e *= visible
-    reciprocals: Array = 1 / (e.reshape(-1, T) @ _ones(T, e.dtype)).reshape(*e.shape[:-1], 1)
+    reciprocals: Array = 1 / (e.reshape(-1, S) @ _ones(S, e.dtype)).reshape(*e.shape[:-1], 1)
     return reciprocals
 
 
@@ -199,9 +255,9 @@ def _mask(T: int, dtype: np.dtype[Any], window: int) -> Array:
 
 
 @functools.lru_cache(16)
-def _ones(T: int, dtype: np.dtype[Any]) -> Array:
-    """(T,) ones, to sum rows by a product."""
-    return np.ones(T, dtype)
+def _ones(S: int, dtype: np.dtype[Any]) -> Array:
+    """(S,) ones, to sum rows by a product."""
+    return np.ones(S, dtype)
 
 
 def split_heads(x: Array, K: int) -> Array:
@@ -211,7 +267,7 @@ def split_heads(x: Array, K: int) -> Array:
 
 
 def _sum_groups(a: Array, b: Array, out: Array) -> None:
-    """out (B, K, 1, T, Q) = the sum over G of a (B, K, G, T, T) @ b (B, K, G, T, Q)."""
+    """out (B, K, 1, S, Q) = the sum over G of a (B, K, G, S, R) @ b (B, K, G, R, Q)."""
     if a.shape[2] == 1:
         np.matmul(a, b, out=out)
     else:
@@ -225,5 +281,5 @@ def _score_bound(q: Array, k: Array) -> float:
 
 
 def _visible_max(e: Array, visible: Array) -> Array:
-    """(..., T, 1): the maximum of each row of e (..., T, T) where visible (T, T) is 1."""
+    """(..., R, 1): the maximum of each row of e (..., R, S) where visible (..., R, S) is 1."""
     return np.where(visible > 0, e, -np.inf).max(-1, keepdims=True)
