@@ -15,6 +15,7 @@ LIBRARIES = {"jax_peer", "nanogpt", "paired"}
 NEED_NANOGPT = {"gpu_speed", "time_to_loss", "torch_speed"}
 NEED_CHROMIUM = {"page_speed"}  # the same
 NEED_LLAMA_CPP = {"llama_cpp_speed"}  # the same
+NEED_RAY = {"runner_speed"}  # the same
 # A minute and more, or only a picture
 SLOW = {"ablation_memory", "cookbook_figure", "extrapolation", "terminal_figure"}
 SMALLEST_FLAGS = {
@@ -44,7 +45,7 @@ SMALLEST_FLAGS = {
 
 def test_every_benchmark_is_known() -> None:
     names = {path.stem for path in BENCHMARKS.glob("*.py")}
-    not_run = LIBRARIES | NEED_NANOGPT | NEED_CHROMIUM | NEED_LLAMA_CPP | SLOW
+    not_run = LIBRARIES | NEED_NANOGPT | NEED_CHROMIUM | NEED_LLAMA_CPP | NEED_RAY | SLOW
     assert names == not_run | set(SMALLEST_FLAGS)
 
 

@@ -230,10 +230,14 @@ def attend(
 
 def _qk_norm(model: Model, i: int, qk: Array) -> Array:
     """Queries and keys (B, T, H + K, Q), each head normalized."""
-    gain, eps = model.qk_gain(f"blocks.{i}.attention"), model.config.norm_eps
+    c, w = model.config, model.blocks[i]
     if norm := model.operations.replaced.get("rms_norm"):
-        return norm(qk, gain, model.empty, eps)[0]
-    return divide_by_rms(qk, eps) * gain
+        return norm(qk, model.qk_gain(f"blocks.{i}.attention"), model.empty, c.norm_eps)[0]
+    unit = divide_by_rms(qk, c.norm_eps)
+    for name, heads in (("q", unit[:, :, : c.n_heads]), ("k", unit[:, :, c.n_heads :])):
+        gain = w[f"attention.{name}_norm.weight"]
+        heads *= gain + 1 if c.norm == "rmsnorm1p" else gain
+    return unit
 
 
 def _rotate(model: Model, qk: Array, rotation: tuple[Array, Array]) -> Array:
