@@ -1,4 +1,4 @@
-"""The picture of README.md: the panel that a terminal shows during training, from a run's log.
+"""The picture of docs/quickstart.md: what a terminal shows during training, from the log of a run.
 
     python benchmarks/terminal_figure.py [--log docs/baseline/metrics.jsonl --until-step 870]
         [--title shakespeare-baseline --figure docs/training.png]

@@ -20,7 +20,7 @@ QUICK: dict[str, Any] = {
 
 
 def make_base(folder: Path, **flags: Any) -> Path:
-    """A run that has learnt the sentences of write_text somewhat."""
+    """A run that has learned the sentences of write_text somewhat."""
     text = write_text(folder / "old.txt")
     settings = {
         "max_steps": 40,

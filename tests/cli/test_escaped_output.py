@@ -63,7 +63,7 @@ def test_data_stays_exact(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     command = ["generate", str(run), "--prompt", "some", "--max-new-tokens", "60"]
     assert cli.main([*command, "--json"]) == 0
     text = json.loads(capsys.readouterr().out)["text"]
-    assert STEERING.search(text)  # the model has learnt them
+    assert STEERING.search(text)  # the model has learned them
     assert cli.main(command) == 0
     assert capsys.readouterr().out == f"some{text}\n"
 

@@ -1,4 +1,4 @@
-"""Values that are not finite, spikes, divergence and text learnt by heart.
+"""Values that are not finite, spikes, divergence and text learned by heart.
 
 What becomes of a run, in both engines.
 """
@@ -424,7 +424,7 @@ def test_a_text_learned_by_heart_is_no_divergence() -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_learning_by_heart_is_told_once_with_numbers(engine: str, tmp_path: Path) -> None:
-    """A few lines of noise can only be learnt by heart."""
+    """A few lines of noise can only be learned by heart."""
     letters = np.random.default_rng(0).choice(list("abcdefghij \n"), 1500)
     text = tmp_path / "noise.txt"
     text.write_text("".join(letters), encoding="utf-8")

@@ -278,7 +278,7 @@ def test_digits_alone_end_by_themselves():
 
 
 def test_a_trained_bpe_vocabulary_is_judged_by_its_bytes():
-    """Its merges run across brackets, quotes and colons, as learnt from JSON itself."""
+    """Its merges run across brackets, quotes and colons, as learned from JSON itself."""
     lines = "\n".join(
         json.dumps({"name": f"n{i % 7}", "list": [i % 3, None, {}], "é": "ü"}) for i in range(300)
     )

@@ -389,7 +389,7 @@ def test_two_versions_of_the_code_are_compared(
     facts = json.loads(captured.out.splitlines()[-1])
     assert [entry["variant"] for entry in facts["variants"]] == [BASELINE, "version unknown"]
     ours, theirs = (entry["losses"] for entry in facts["variants"])
-    assert all(there > here for here, there in zip(ours, theirs))  # it has learnt less
+    assert all(there > here for here, there in zip(ours, theirs))  # it has learned less
     assert "the baseline: commit " in captured.err
     assert f"{checkout}: commit unknown" in captured.err
     runs = {path.name: Run(path) for path in (out / "runs").iterdir()}

@@ -154,7 +154,7 @@ def test_each_illness_raises_its_own_signal(illness: Illness, N: int) -> None:
     signal, verdict = ILLNESSES[illness]
     N = (
         max(N, 150) if illness is is_noisy else N
-    )  # so much noise on fewer points hides whether anything was learnt
+    )  # so much noise on fewer points hides whether anything was learned
     N = max(N, 200) if illness is explodes_at_the_start else N  # or nothing comes before it
     raised = [
         raised_signals(illness(healthy(seed, N), np.random.default_rng(1000 + seed)))
@@ -187,8 +187,8 @@ def test_a_curve_that_converged_early_is_a_plateau_and_one_that_ended_low_is_not
     noise = 0.02 * draw.standard_normal(2000)
     stuck = Curve("x", Series(steps, 2.8 + 1.4 * np.exp(-steps / 100) + noise))
     assert raised_signals(stuck) == {"plateau": "watch"}
-    learnt = Curve("x", Series(steps, 0.05 + 4.1 * np.exp(-steps / 100) + noise / 10))
-    assert raised_signals(learnt) == {}
+    learned = Curve("x", Series(steps, 0.05 + 4.1 * np.exp(-steps / 100) + noise / 10))
+    assert raised_signals(learned) == {}
 
 
 def test_the_size_of_the_vocabulary_says_what_guessing_would_cost() -> None:

@@ -59,7 +59,7 @@ def losses(run: Path, split: str) -> dict[int, float]:
     }
 
 
-# -- what is learnt, and what is forgotten ---------------------------------------------------------
+# -- what is learned, and what is forgotten --------------------------------------------------------
 
 
 def test_the_new_text_is_learnt_and_the_old_one_watched(base: Path, tuned: Path) -> None:

@@ -327,8 +327,8 @@ def test_a_time_limit_ends_in_a_whole_or_a_sampled_measurement_that_is_announced
     assert bool(announced) == is_sampled
     assert run.best is not None
     assert run.best["whole"] != is_sampled
-    assert run.best.get("stderr", 0.0) is not None
-    assert messages.index(next(m for m in messages if "measuring its speed" in m)) < len(messages)
+    assert ("stderr" in run.best) == is_sampled
+    assert any("measuring its speed" in message for message in messages)
 
 
 # -- what is refused -------------------------------------------------------------------------------

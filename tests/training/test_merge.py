@@ -207,7 +207,7 @@ def test_what_cannot_be_merged_is_refused(
 def test_a_tuned_run_is_tuned_again(full: bool, base: Path, tuned: Path, tmp_path: Path) -> None:
     """From its weights and adapters made one.
 
-    The first text is to be learnt again, the second one is watched.
+    The first text is to be learned again, the second one is watched.
     """
     old = Path(read_json(base / "run.json")["data"]["files"][0]["path"])
     flags: dict[str, Any] = {"full": True} if full else {"lora_rank": 2, "lora_targets": "q"}

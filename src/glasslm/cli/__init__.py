@@ -39,7 +39,7 @@ COMMAND_GROUPS = {
     },
     "Understand": {
         "look": "see inside a model: a page that shows how it reads and writes",
-        "report": "write the report of a run again",
+        "report": "write the report of a run or a study again",
         "diagnose": "find faults of a run, a configuration or a loss curve",
         "compare": "compare runs: settings, results, loss curves",
         "check": "check the gradients against finite differences and PyTorch",

@@ -12,9 +12,9 @@ import tyro
 from glasslm.config.config_fields import optional_flag
 from glasslm.text import print_result
 
-DESCRIPTION = """Import a model of the Llama or GPT-2 family as a run, from a folder with its
-config.json, safetensors and tokenizer.json. If transformers is installed, the
-logits are compared with those of transformers.
+DESCRIPTION = """Import a model folder of transformers (18 model types: docs/interop.md) or of
+PEFT as a run, from its config.json, safetensors and tokenizer.json. If
+transformers is installed, the logits are compared with those of transformers.
 
 Examples:
   glasslm import downloads/SmolLM-135M --run-dir runs/smollm

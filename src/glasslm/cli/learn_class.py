@@ -128,7 +128,7 @@ def _grade(argv: list[str]) -> int:
 
 
 def _find_class(flags: GradeFlags) -> Class:
-    """The class of class.json; without one, whoever handed in whatever exercise, and seed 0."""
+    """The class in class.json; without it all students and exercises of the submissions."""
     from glasslm.course.grading import class_folder
     from glasslm.course.grading.roster import find_id_problem
     from glasslm.course.grading.submissions import find_exercises, find_students

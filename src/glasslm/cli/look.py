@@ -12,7 +12,7 @@ from glasslm.cli.serve import require_extra
 from glasslm.config.schema import DeviceConfig
 from glasslm.errors import InputError
 
-DESCRIPTION = """See inside trained models: a page that shows how they read, think and write.
+DESCRIPTION = """See inside trained models: a page shows what they compute as they read and write.
 
 Examples:
   glasslm look RUN

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from glasslm.cli.flag_groups import RunArgument, RunOpsFlag
+import tyro
+
+from glasslm.cli.flag_groups import RunOpsFlag
 from glasslm.cli.parsing import parse
 from glasslm.text import print_result
 
@@ -20,7 +23,13 @@ Example:
 class Flags:
     """The run or study to report."""
 
-    run: RunArgument
+    run: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(
+            metavar="RUN|STUDY",
+            help="Folder of a run or of a study, or the name of a run under ./runs.",
+        ),
+    ]
     ops: RunOpsFlag = ""
 
 

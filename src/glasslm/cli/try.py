@@ -1,4 +1,4 @@
-"""glasslm try: accept or reject a change, with a test that holds its error."""
+"""glasslm try: accept or reject a change, by a test with a bounded rate of false accepts."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 TOTAL_ALPHA = 0.05  # probability of any false accept in a ledger
 EXIT_CODES = {"better": 0, "worse": 1, "not_distinguishable": 1, "diverged": 3}
 
-DESCRIPTION = """Accept or reject a change of the recipe, honestly. The base and the change
+DESCRIPTION = """Accept or reject a change of the recipe. The base and the change
 are trained with the same seeds, pair after pair, until it is clear whether the
 change is better, worse, or not distinguishable. The base is the preset tiny,
 or that of --preset, with flags of `glasslm train`. To try a change of train's
 default, give --preset quick.
 
-Looking after every pair is part of the test: the probability that a change
-that is worth nothing is ever called better is at most 5% over all tries in the
-ledger. A part of the text stays hidden; --final measures the last accepted
+The test is sequential: it may be read after every pair. The probability that a
+change without an effect is ever called better is at most 5% over all tries in
+the ledger. A part of the text stays hidden; --final measures the last accepted
 change on it, once. The exit code is 0 for better, 1 for worse or not
 distinguishable, 3 if the change diverged.
 

@@ -71,7 +71,7 @@ class DataConfig:
     """Column of --hf-dataset that holds the text."""
     chat: Annotated[str | None, optional_flag("FILE.jsonl|dialogues", "none")] = None
     """Fine-tune on conversations instead of a text: one JSON object of messages a line.
-    Only the assistant's turns are learnt. The word dialogues stands for made-up ones."""
+    Only the assistant's turns are learned. The word dialogues stands for made-up ones."""
     chat_template: Annotated[
         str | None, optional_flag("chatml|llama3|plain|FILE", "the model's own, or chatml")
     ] = None

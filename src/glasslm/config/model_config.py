@@ -142,6 +142,7 @@ class ModelConfig:
         self._require_attention_and_positions()
         self._require_rope()
         self._require_biases()
+        self._require_residual()
         self._require_experts_and_adapters()
 
     def _require_sizes(self) -> None:
@@ -183,7 +184,10 @@ class ModelConfig:
                 "--n-heads or --d-model, or choose another --position"
             )
         if self.position == "sinusoidal" and self.d_model % 2:
-            raise InputError(f"d_model is {self.d_model}: sinusoidal positions need an even width")
+            raise InputError(
+                f"d_model is {self.d_model}: sinusoidal positions need an even width, for example "
+                f"--d-model {self.d_model + 1}"
+            )
 
     def _require_attention_and_positions(self) -> None:
         for name in ("attention_dropout", "attention_softcap"):
@@ -194,8 +198,10 @@ class ModelConfig:
                     f"--{name.replace('_', '-')}"
                 )
         require_fields(self, ["norm_eps"], lambda x: 0 < x < 1, "above 0 and below 1")
-        positive = ("attention_scale", "attention_softcap", "logit_softcap")
-        require_fields(self, positive, lambda x: 0 <= x < math.inf, "0 (off) or more, and finite")
+        scale = "0 (1 / sqrt(head_dim)) or more, and finite"
+        require_fields(self, ["attention_scale"], lambda x: 0 <= x < math.inf, scale)
+        caps = ("attention_softcap", "logit_softcap")
+        require_fields(self, caps, lambda x: 0 <= x < math.inf, "0 (off) or more, and finite")
         if set(self.attention_pattern) - set(get_args(LayerKind)):
             raise InputError(
                 f"attention_pattern is '{self.attention_pattern[:100]}': expected the letters "
@@ -216,7 +222,7 @@ class ModelConfig:
         require_fields(self, ["rope_base"], lambda x: 1 < x < math.inf, "above 1 and finite")
         require_fields(self, ["rope_factor"], lambda x: 1 <= x <= 1e6, "1 to 1e6")
         base = ["window_rope_base"]
-        require_fields(self, base, lambda x: x == 0 or 1 < x < math.inf, "0 (off) or above 1")
+        require_fields(self, base, lambda x: x == 0 or 1 < x < math.inf, "0 (rope_base) or above 1")
         numbers = ("rope_low_rotations", "rope_high_rotations", "rope_attention_factor")
         # Powers and logarithms of the scalings stay finite within these limits.
         require_fields(self, numbers, lambda x: x == 0 or 1e-6 <= x <= 1e6, "0, or 1e-6 to 1e6")
@@ -260,6 +266,8 @@ class ModelConfig:
             raise InputError("--bias-targets names all modules with a bias: leave out --bias")
         if "head" in names and self.tie_embeddings:
             raise InputError("--bias-targets head needs a head of its own: --no-tie-embeddings")
+
+    def _require_residual(self) -> None:
         if self.residual == "parallel_one_norm" and self.norm_position != "pre":
             raise InputError(
                 f"--residual parallel_one_norm needs --norm-position pre, not {self.norm_position}"

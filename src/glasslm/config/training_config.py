@@ -54,8 +54,9 @@ class OptimizerConfig:
         expected = f"between 0 and lr ({self.lr:g})"
         require_fields(self, ["min_lr"], lambda x: 0 <= x <= self.lr, expected)
         require_fields(self, ["warmup_steps"], lambda x: x >= 0, "0 or more")
-        for beta in (*self.betas, self.momentum):
-            require(0 <= beta < 1, "betas or momentum", beta, "at least 0 and below 1")
+        for beta in self.betas:
+            require(0 <= beta < 1, "betas", beta, "at least 0 and below 1")
+        require_fields(self, ["momentum"], lambda x: 0 <= x < 1, "at least 0 and below 1")
         require_fields(self, ["weight_decay"], lambda x: 0 <= x < math.inf, "0 or more, and finite")
         coefficients = ("grad_clip", "z_loss", "balance_loss", "router_z_loss")
         require_fields(

@@ -1,1 +1,1 @@
-"""What courses ask for: the capstone."""
+"""What courses need: exercises (`learn`), grading (`grading`, `isolation`) and the capstone."""

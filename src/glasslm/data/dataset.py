@@ -143,7 +143,8 @@ def load_run_dataset(
         if dataset.sha256 != facts["sha256"]:
             raise DamagedError(
                 "the text of this run has changed since: "
-                f"its sha256 was {facts['sha256']}, it is {dataset.sha256} now"
+                f"its sha256 was {facts['sha256']}, it is {dataset.sha256} now. "
+                "Put the original back"
             )
     return dataset
 

@@ -26,7 +26,7 @@ def notify_reading(source: Source, notify: Notify) -> None:
 
 
 def show_bpe_training(n_bytes: int, notify: Notify) -> AbstractContextManager[None]:
-    """A block that trains BPE, and tells so where that takes seconds."""
+    """A context that shows the elapsed time while BPE is trained on a long text."""
     if n_bytes < NOTIFY_MIN_BYTES / 10:
         return nullcontext()
     return show_elapsed(

@@ -53,7 +53,9 @@ def survey_text(source: Source, errors: str, unused: tuple[str, ...] = ()) -> Te
         replaced += text.count("\ufffd")
         in_alphabet[np.frombuffer(text.encode("utf-32-le"), "<u4")] = True
     if not n_characters:
-        raise InputError(f"the text of {source.name} is empty")
+        raise InputError(
+            f"the text of {source.name} is empty: give a text of two different characters or more"
+        )
     alphabet = "".join(map(chr, np.flatnonzero(in_alphabet)))
     return TextSurvey(
         n_bytes, n_characters, alphabet, nuls, replaced, dict(special_tokens), dict(spellings)

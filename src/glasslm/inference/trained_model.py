@@ -116,7 +116,8 @@ class Model:
         """Generate a continuation of `prompt`; returns the new text.
 
         Args:
-            prompt: The text to continue; "" starts from a newline.
+            prompt: The text to continue; "" starts after the end of a document, or after a newline
+                where the vocabulary has no such token.
             max_new_tokens: The most tokens to generate.
             temperature: Divides the logits; 0 always takes the likeliest token.
             top_k: Keep the k likeliest tokens; 0 keeps all.
@@ -157,12 +158,13 @@ class Model:
         """Generate a continuation of a text that is given as tokens; returns the new tokens.
 
         Args:
-            ids: The tokens (T,) to continue; with none the text starts from a newline.
-            max_new_tokens: The number of tokens to generate.
+            ids: The tokens (T,) to continue; with none the text starts as in `generate`.
+            max_new_tokens: The most tokens to generate.
             temperature: As in `generate`, like the arguments after it.
 
         Returns:
-            The new tokens (max_new_tokens,): those of the text that `generate` writes.
+            The new tokens (n,), n <= max_new_tokens, of the text that `generate` writes: it stops
+            at the end of a document.
 
         Raises:
             InputError: A token is outside the vocabulary, or an argument is out of its range.

@@ -93,7 +93,7 @@ class Answer:
         self._wake.set()
 
     async def wake_every(self, seconds: float) -> None:
-        """Let `next_deltas` return every `seconds` also when there is nothing, for ever."""
+        """Wake `next_deltas` every `seconds`, even without new events, until it is cancelled."""
         while True:
             await asyncio.sleep(seconds)
             self._wake.set()

@@ -76,7 +76,7 @@ class Service:
             return new
 
     async def follow(self) -> None:
-        """Take up each new checkpoint of every model, for ever."""
+        """Load each new checkpoint of every model, until it is cancelled."""
         tried = {name: loaded.model.step for name, loaded in self.models.items()}
         while True:
             await asyncio.sleep(FOLLOW_S)

@@ -181,7 +181,7 @@ class Guard:
     @property
     def _fits_its_training_text(self) -> bool:
         """Whether the last training losses are below the start: a high validation loss is then
-        that of a text learned by heart, which `record_evaluation` warns of."""
+        that of a memorized text, which `record_evaluation` warns of."""
         newest = list(self.losses)[-MAX_NONFINITE_STEPS:]
         return bool(newest) and max(newest) < (self.first_loss or 0.0)
 

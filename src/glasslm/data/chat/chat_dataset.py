@@ -70,7 +70,7 @@ def load_chat_dataset(
     if dataset.sha256 != facts["sha256"]:
         raise DamagedError(
             "the conversations of this run have changed since: "
-            f"their sha256 was {facts['sha256']}, it is {dataset.sha256} now"
+            f"their sha256 was {facts['sha256']}, it is {dataset.sha256} now. Put the original back"
         )
     return dataset
 

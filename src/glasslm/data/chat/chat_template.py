@@ -86,7 +86,7 @@ class ChatTemplate:
         """
         messages, sign = self._break_special_tokens(messages)
         text = self.render(messages)
-        # A template that cannot be learnt rewrites earlier answers; its text is encoded whole.
+        # A template that cannot be learned rewrites earlier answers; its text is encoded whole.
         spans = self._answer_spans(messages, text) or []
         return [int(token) for token in self._encode(text, spans, sign).ids]
 
@@ -130,12 +130,12 @@ class ChatTemplate:
         return text
 
     def _require_answer_spans(self, messages: Conversation, text: str) -> list[tuple[int, int]]:
-        """`_answer_spans`; raises InputError where the template's answers cannot be learnt."""
+        """`_answer_spans`; raises InputError where the template's answers cannot be learned."""
         spans = self._answer_spans(messages, text)
         if spans is None:
             raise InputError(
                 "the chat template writes an answer differently when it is asked for, or when "
-                "another turn follows, so it cannot be learnt: give --chat-template chatml"
+                "another turn follows, so it cannot be learned: give --chat-template chatml"
             )
         if not all(self._pattern.search(text, *span) for span in spans):
             raise InputError(
@@ -240,7 +240,8 @@ class ChatTemplate:
             return environment.from_string(self.source)
         except TemplateSyntaxError as error:
             raise InputError(
-                f"the chat template is not Jinja: line {error.lineno}, {to_one_line(str(error))}"
+                f"the chat template is not Jinja: line {error.lineno}, {to_one_line(str(error))}: "
+                "correct it, or give --chat-template chatml"
             ) from None
 
 

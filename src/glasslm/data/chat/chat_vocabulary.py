@@ -39,7 +39,7 @@ def make_chat_vocabulary(
 
     `template` is a name, the path of a Jinja file, or None for the model's own or else the default.
     `tokenizer` and `settings` are those of the model that it starts from; `special_tokens` are
-    further ones. Raises InputError for a template that cannot be read, or not be learnt.
+    further ones. Raises InputError for a template that cannot be read, or not be learned.
     """
     settings = dict(settings or {})
     known = [*tokenizer.special_tokens] or [*tokenizer.unused_special_tokens]

@@ -1,6 +1,6 @@
 """Rows of whole conversations: what a chat run trains on and is measured on.
 
-No conversation is cut at its beginning, so no answer is learnt without its question. Several share
+No conversation is cut at its beginning, so no answer is learned without its question. Several share
 a row where attention is kept inside each (engines/documents.py); the rest of a row is padded.
 Shapes: N tokens, C conversations, B rows, T positions.
 """

@@ -34,7 +34,7 @@ NAMES = [
     "Petra", "Rosa", "Ruth", "Sara", "Selma", "Sofia", "Theo", "Tim", "Uma", "Vera", "Viktor",
     "Wei", "Yara", "Yuki", "Zoe",
 ]  # fmt: skip
-# Made-up words: a model learns few real ones by heart.
+# Made-up words: a model memorizes few real ones.
 CONSONANTS, VOWELS = "bdfgklmnprst", "aeiou"
 WORDS = [
     *map("".join, itertools.product(CONSONANTS, VOWELS, CONSONANTS)),

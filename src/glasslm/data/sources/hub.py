@@ -93,7 +93,10 @@ def _report_progress(texts: Iterator[str], request: HubRequest, notify: Notify) 
             f"{request.dataset}: {format_bytes(total)} of {format_bytes(request.max_bytes)}",
         )
     if not total:
-        raise InputError(f"{request.dataset}, split {request.split}, holds no text")
+        raise InputError(
+            f"{request.dataset}, split {request.split}, holds no text: choose another one with "
+            "--hf-split or --hf-column"
+        )
     if total < request.max_bytes:
         notify(
             f"note: that is all of {request.dataset}, split {request.split}: "

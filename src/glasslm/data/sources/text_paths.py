@@ -137,12 +137,17 @@ def _expand_name(name: str, notify: Notify) -> list[tuple[str, bool]]:
     if os.path.isfile(name):
         return [(name, True)]
     if os.path.exists(name):
-        raise InputError(f"{name} is neither a file nor a folder of text")
+        raise InputError(
+            f"{name} is neither a file nor a folder of text: expected one of them, a pattern, or - "
+            "for standard input"
+        )
     matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
     if matches:
         return [file for match in matches for file in _expand_name(match, notify)]
     if glob.has_magic(name):
-        raise InputError(f"no file matches {name}")
+        raise InputError(
+            f"no file matches {name}: check the pattern, and the folder that it starts from"
+        )
     folder = Path(name).parent
     siblings = os.listdir(folder) if folder.is_dir() else []
     similar = similar_names(Path(name).name, siblings)
@@ -156,7 +161,10 @@ def _text_files(root: str, notify: Notify) -> list[str]:
 
     def fail(error: OSError) -> None:
         raise_if_exhausted(error, error.filename)
-        raise InputError(f"{error.filename} cannot be read ({error.strerror})")
+        raise InputError(
+            f"{error.filename} cannot be read ({error.strerror}): change its permissions, or name "
+            "another folder"
+        )
 
     for folder, folders, names in os.walk(root, onerror=fail):
         omitted += [(folder, name, "hidden") for name in folders if name.startswith(".")]
@@ -176,7 +184,10 @@ def _text_files(root: str, notify: Notify) -> list[str]:
         more = f" and {n_more:,} more" if n_more > 0 else ""
         notify(f"note: {root}: left out {len(omitted):,} of its files and folders: {listed}{more}")
     if not texts:
-        raise InputError(f"there are no text files in the folder {root}")
+        raise InputError(
+            f"there are no text files in the folder {root}: expected UTF-8 text in files that are "
+            "not hidden; a file that is named itself is read"
+        )
     return texts
 
 

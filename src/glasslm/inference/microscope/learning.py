@@ -1,4 +1,4 @@
-"""What a checkpoint has learnt: its best heads of each kind, and its loss by position.
+"""What a checkpoint has learned: its best heads of each kind, and its loss by position.
 
 Letters: L layers, H heads, K kinds of scores, N rows, T positions.
 """

@@ -38,7 +38,7 @@ def measure_dialogues(model: Model, dataset: Dataset) -> SuiteResult:
     facts = dataset.facts.get("chat", {})
     if "self_facts" not in facts or dataset.val.conversations is None:
         raise InputError(
-            "--suite dialogues needs a run that learnt them: `glasslm finetune RUN --full --chat "
+            "--suite dialogues needs a run that learned them: `glasslm finetune RUN --full --chat "
             "dialogues` makes one"
         )
     n_training, n_held_out = facts["train_conversations"], facts["val_conversations"]

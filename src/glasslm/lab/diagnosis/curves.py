@@ -164,14 +164,14 @@ def _judge_plateau(curve: SmoothedCurve, vocab_size: int | None, fine_tuned: boo
                 signal,
                 "watch",
                 evidence,
-                "little was left to learn, or the model learnt hardly anything",
+                "little was left to learn, or the model learned hardly anything",
                 "Compare with the weights it started from, on both texts.",
             )
         is_near_uniform = uniform is not None and abs(curve.lowest - uniform) < 0.1 * uniform
         meaning = (
-            "the model guesses uniformly: it learnt nothing"
+            "the model guesses uniformly: it learned nothing"
             if is_near_uniform
-            else "the model learnt hardly anything"
+            else "the model learned hardly anything"
         )
         return Finding(
             signal,

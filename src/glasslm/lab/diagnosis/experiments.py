@@ -89,7 +89,7 @@ class CookbookResults:
     page: Path | None = None
 
     def has_failed(self, trial: Trial) -> bool:
-        """Whether a trial diverged, or learnt hardly more than token frequencies."""
+        """Whether a trial diverged, or learned hardly more than token frequencies."""
         return not trial.val_loss < self.unigram - MIN_UNIGRAM_GAIN
 
     def count_failed(self, recipe: Recipe) -> int:

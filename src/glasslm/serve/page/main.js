@@ -243,8 +243,8 @@ function useTheme(theme) {
 function learnNames(of) {
 	for (const answer of answers.kept.values()) {
 		const { tokens } = answer.header;
-		if (!tokens || answer.header.learnt) continue;
-		answer.header.learnt = true;
+		if (!tokens || answer.header.learned) continue;
+		answer.header.learned = true;
 		for (const [id, text] of Object.entries(tokens)) of.names.set(Number(id), String(text));
 	}
 }
