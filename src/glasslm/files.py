@@ -32,6 +32,7 @@ from glasslm.errors import (
 Chunk = bytes | NDArray[Any]
 
 MANIFEST = "manifest.json"
+REPLACED = "-replaced"  # ends the name of a folder that a new one is about to replace
 _MAX_JSON_BYTES = 64 << 20  # glasslm writes a few kB; a crafted file must not fill the memory
 _WINDOWS = os.name == "nt"
 
@@ -109,8 +110,29 @@ def write_folder(path: Path, contents: Mapping[str, Iterable[Chunk]]) -> None:
         }
         _write_hashed(temporary / MANIFEST, [json_bytes({"files": manifest})])
         _sync_folder(temporary)
-        remove_folder(path)
+        _put_in_place(temporary, path)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a finished folder to `path`, and remove the folder that was there.
+
+    A process that is killed between the two renames leaves both folders: `remove_leftovers` gives
+    the old one its name back.
+    """
+    replaced = path.with_name(f"{path.name}.tmp-{os.getpid()}{REPLACED}")
+    if replaced.exists():
+        _remove(replaced)
+    try:
+        if path.exists():
+            _rename(path, replaced)
         _rename(temporary, path)
+    except BaseException:
+        if replaced.exists() and not path.exists():
+            _rename(replaced, path)
+        raise
+    if replaced.exists():
+        with suppress(PermissionError):  # Windows: another process reads it
+            _remove(replaced)
 
 
 def verify_folder(path: Path, hashes: bool = True) -> None:
@@ -175,9 +197,16 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of dead processes from `folder`. The caller holds its lock."""
+    """Remove temporary files of dead processes from `folder`. The caller holds its lock.
+
+    A folder that was to be replaced, and whose place is empty, is put back.
+    """
     for leftover in sorted(folder.glob("*.tmp-[0-9]*")):
-        _remove(leftover)
+        name, _, ending = leftover.name.rpartition(".tmp-")
+        if ending.endswith(REPLACED) and not (folder / name).exists():
+            _rename(leftover, folder / name)
+        else:
+            _remove(leftover)
 
 
 def _remove_orphans(folder: Path) -> None:

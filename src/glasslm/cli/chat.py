@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from signal import SIGINT
 from typing import Annotated
@@ -91,7 +92,7 @@ def main(argv: list[str]) -> int:
                 if not _run_command(session, line, flags.json):
                     break
             else:
-                _answer(session, line, flags.json)
+                _print_answer(line, partial(session.ask, line), flags.json)
         except InputError as error:  # of one turn
             notify(f"glasslm chat: {error}")
     return 0
@@ -153,11 +154,11 @@ def _read_lines() -> Iterator[str]:
             return
 
 
-def _answer(session: ChatSession, question: str, as_json: bool) -> None:
-    """Print the answer as it is generated; Ctrl-C stops it."""
+def _print_answer(question: str, ask: Callable[[], Iterator[str]], as_json: bool) -> None:
+    """Print the answer of `ask` as it is generated; Ctrl-C stops it."""
     answer = ""
     try:
-        for piece in session.ask(question):
+        for piece in ask():
             answer += piece
             if not as_json:
                 # What a model writes must not steer the terminal, also behind a pipe.
@@ -185,7 +186,7 @@ def _run_command(session: ChatSession, line: str, as_json: bool) -> bool:
         case "/retry":
             if not session.turns:
                 raise InputError("there is no question yet: ask one")
-            _answer(session, session.retract(), as_json)
+            _print_answer(session.turns[-2]["content"], session.ask_again, as_json)
         case "/save":
             _save(session, argument)
         case "/system":

@@ -129,6 +129,9 @@ def _ask_for_prompts(model: Model, flags: Flags) -> None:
         except EOFError:
             print()
             return
+        except UnicodeDecodeError as error:
+            notify(f"this line is not UTF-8 (byte {error.start}): type it again")
+            continue
         except KeyboardInterrupt as interrupt:
             if signal_number(interrupt) != SIGINT:
                 raise

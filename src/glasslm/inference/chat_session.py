@@ -88,12 +88,18 @@ class ChatSession:
         self.turns.append(answer)
         return self._collect(pieces, answer)
 
-    def retract(self) -> str:
-        """Remove the last question and its answer; returns the question, "" where there is none."""
-        question = self.turns[-2]["content"] if self.turns else ""
-        del self.turns[-2:]
-        self._first = min(self._first, len(self.turns))
-        return question
+    def ask_again(self) -> Iterator[str]:
+        """Another answer to the last question, which must exist, in the place of the one before.
+
+        Raises InputError as `ask`.
+        """
+        turns, first = self.turns, self._first
+        self.turns, self._first = turns[:-2], min(first, len(turns) - 2)
+        try:
+            return self.ask(turns[-2]["content"])
+        except BaseException:
+            self.turns, self._first = turns, first
+            raise
 
     def reset(self) -> None:
         """Forget the conversation, but not the message of the system."""

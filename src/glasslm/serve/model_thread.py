@@ -57,8 +57,8 @@ class _RunningModel:
             delivery.append((*owner, event))
             if isinstance(event, Token) and event.id in text.end_ids and stream in self.owners:
                 del self.owners[stream]
-                self.scheduler.cancel(stream)
-                delivery.append((*owner, Finished("stop", stream.usage, shown=event.shown)))
+                rest = self.scheduler.cancel(stream)  # with what waited for a stop string to end
+                delivery.append((*owner, rest._replace(reason="stop", shown=event.shown)))
         return delivery
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 from starlette.datastructures import QueryParams
 
 from glasslm.serve.api_error import ApiError
 
-MAX_LIST = 64
+MAX_LIST = 256  # words: also the tokens of a branch of Write
+INTEGER = re.compile(r"-?[0-9]{1,19}")
 
 
 class Query:
@@ -23,9 +25,7 @@ class Query:
         if text is None and default is not None:
             return default
         expected = f"an integer from {low:,} to {high:,}"
-        if text is None or not (text.isascii() and text.lstrip("-").isdigit() and len(text) < 20):
-            raise _wrong(name, text, expected)
-        if not low <= int(text) <= high:
+        if text is None or not INTEGER.fullmatch(text) or not low <= int(text) <= high:
             raise _wrong(name, text, expected)
         return int(text)
 
@@ -46,9 +46,7 @@ class Query:
         """Integers, divided by commas; none where the parameter is missing or empty."""
         words = self.words(name)
         expected = f"integers from {low:,} to {high:,}, divided by commas"
-        if not all(
-            w.isascii() and w.isdigit() and len(w) < 20 and low <= int(w) <= high for w in words
-        ):
+        if not all(INTEGER.fullmatch(word) and low <= int(word) <= high for word in words):
             raise _wrong(name, self._params.get(name), expected)
         return [int(word) for word in words]
 

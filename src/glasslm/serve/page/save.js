@@ -36,10 +36,16 @@ export async function saveAs(format, saving) {
 	const file = `${scene.run.name}-${scene.checkpoint.step}${names}`.replace(/[^\w.-]+/g, "_");
 	let note = "";
 	if (format === "CSV") {
-		for (const view of views.filter((one) => scene.has(one.asks(scene)))) {
+		const hasNumbers = views.filter((view) => whyNoNumbers(scene, view) === null);
+		for (const view of hasNumbers) {
 			const name = views.length === 1 ? file : `${file}-${view.id}`;
 			download(`${name}.csv`, "text/csv;charset=utf-8", toCsv(view.rows(scene)));
 		}
+		const left = views
+			.filter((view) => !hasNumbers.includes(view))
+			.map((view) => `${view.title} has no numbers: ${whyNoNumbers(scene, view)}`);
+		if (hasNumbers.length === 0) throw new Error(left.join(". "));
+		note = ["", ...left].join(". ");
 	} else if (format === "HTML") {
 		const { html, missing } = await savedPage(saving);
 		download(`${file}.html`, "text/html;charset=utf-8", html);
@@ -52,6 +58,12 @@ export async function saveAs(format, saving) {
 		else download(`${file}.png`, "image/png", await toPng(drawing));
 	}
 	tell(`Saved as ${file}.${format.toLowerCase()}${note}`);
+}
+
+/** Why a view has no table; null where it has one. @param {Scene} scene @param {View} view */
+function whyNoNumbers(scene, view) {
+	const asks = view.asks(scene);
+	return scene.problem(asks) ?? (scene.has(asks) ? null : "they are not here yet");
 }
 
 /** @param {string} name @param {string} type @param {BlobPart} content */
