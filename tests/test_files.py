@@ -210,6 +210,35 @@ def test_sweeping_removes_what_is_half_written_and_nothing_else(tmp_path: Path) 
     }
 
 
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_replaced_folder_is_there_whenever_the_process_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    """Killed after so many of the two renames, before anything is cleaned up."""
+    folder, rename = tmp_path / "000400", files._rename
+    files.write_folder(folder, {"weights": [b"old"]})
+    done: list[Path] = []
+
+    def rename_or_die(source: Path, target: Path) -> None:
+        if len(done) == renames:
+            raise SystemExit
+        rename(source, target)
+        done.append(target)
+
+    def die(path: Path) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(files, "_rename", rename_or_die)
+    monkeypatch.setattr(files, "_remove", die)
+    with pytest.raises(SystemExit):
+        files.write_folder(folder, {"weights": [b"new"]})
+    monkeypatch.undo()
+    files.remove_leftovers(tmp_path)
+    files.verify_folder(folder)
+    assert (folder / "weights").read_bytes() == (b"new" if renames == 2 else b"old")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["000400"]
+
+
 def test_remove_takes_a_file_a_folder_or_nothing(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "folder" / "file"):
         path.parent.mkdir(exist_ok=True)

@@ -18,6 +18,9 @@ import pytest
 
 from chat_runs import NOUNS, learn_chat, make_byte_base, make_random_chat, write_chat
 from glasslm.cli import main
+from glasslm.data.chat.conversations import Conversation
+from glasslm.errors import InputError
+from glasslm.inference.chat_session import ChatSession
 from glasslm.runs.run_folder import Run
 from small_runs import run_program, start_program
 
@@ -199,6 +202,30 @@ def test_a_server_answers_and_drops_turns_by_its_own_context(
     assert (body["temperature"], body["top_k"], body["stream"]) == (0.0, 3, True)
     assert err.count("no longer reads the oldest 1 turn") == 2
     assert main(["chat", "x", "--server", url]) == 0
+
+
+def test_a_retry_that_fails_keeps_the_turn() -> None:
+    class Source:
+        is_down = False
+
+        def stream(self, messages: Conversation, seed: int) -> Iterator[str]:
+            if self.is_down:
+                raise InputError("the server is down")
+            return iter([f"answer {seed}"])
+
+    source = Source()
+    session = ChatSession(source, 0, print)
+    for question in ("one?", "two?"):
+        assert list(session.ask(question))
+    turns = list(session.turns)
+    source.is_down = True
+    with pytest.raises(InputError, match="down"):
+        session.ask_again()
+    assert session.turns == turns
+    source.is_down = False
+    answer = "".join(session.ask_again())
+    assert answer != turns[-1]["content"]
+    assert session.turns == [*turns[:-1], {"role": "assistant", "content": answer}]
 
 
 def test_a_server_that_is_not_there_is_named(

@@ -345,6 +345,7 @@ def test_a_missing_text_is_looked_for_again_after_a_while(
         ("attention/{c}/{t}?t=32", 400, "invalid_value"),
         ("attention/{c}/{t}?t=-1", 400, "invalid_value"),
         ("attention/{c}/{t}?t=1e3", 400, "invalid_value"),
+        ("attention/{c}/{t}?t=--5", 400, "invalid_value"),
         ("head/{c}/{t}?layer=2&head=0", 400, "invalid_value"),
         ("distribution/{c}/{t}?t=1&temperature=nan", 400, "invalid_value"),
         ("distribution/{c}/{t}?t=1&top_p=2", 400, "invalid_value"),

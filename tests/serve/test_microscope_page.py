@@ -121,6 +121,30 @@ def evaluate(python: str) -> float:
     return float(eval(last, names))
 
 
+def test_a_view_without_numbers_is_named_and_the_others_are_saved(
+    page: PageDriver, tmp_path: Path
+) -> None:
+    """At the last character nothing follows, so there is no gradient."""
+    page.open("open=read,backward")
+    page.page.locator(".tok").last.click()
+    page.wait()
+    page.page.keyboard.press("s")
+    page.page.locator("dialog dt button", has_text="CSV").click()
+    page.page.wait_for_function(
+        "() => /^Saved.*Backward has no numbers: ./.test("
+        "document.querySelector('dialog p').textContent)"
+    )
+    page.page.wait_for_timeout(200)
+    assert [file.suggested_filename.rpartition("-")[2] for file in page.downloads] == ["read.csv"]
+    page.downloads.clear()
+    page.page.locator("dialog select").select_option("backward")
+    page.page.locator("dialog dt button", has_text="CSV").click()
+    page.page.wait_for_function(
+        "() => /^Backward has no numbers: ./.test(document.querySelector('dialog p').textContent)"
+    )
+    assert not page.downloads
+
+
 def test_the_saved_tables_are_the_model(page: PageDriver, model: Model, tmp_path: Path) -> None:
     page.open("open=write,read,attention,lens,why&t=11&temperature=0.5&topK=4")
     set_text(page, TEXT)
