@@ -52,7 +52,8 @@ def test_the_texts_of_a_parquet_file_are_joined_by_blank_lines(tmp_path: Path) -
 def test_the_only_column_with_text_is_taken_and_of_several_none(tmp_path: Path) -> None:
     assert text_of(write_parquet(tmp_path / "one.parquet", {"n": [1], "story": ["Once"]})) == "Once"
     with pytest.raises(
-        InputError, match=r"two\.parquet has no column 'text', but several that hold text: q, a$"
+        InputError,
+        match=r"two\.parquet has no column 'text', but several that hold text, q, a: rename the",
     ):
         find_files(write_parquet(tmp_path / "two.parquet", {"q": ["?"], "n": [1], "a": ["!"]}))
     with pytest.raises(

@@ -93,7 +93,7 @@ def test_a_figure_that_cannot_be_drawn_is_refused_at_once(
 
 
 def test_a_seed_below_zero_is_refused() -> None:
-    with pytest.raises(InputError, match="seed is -1"):
+    with pytest.raises(InputError, match="--seed is -1"):
         command.main(["--seed", "-1"])
 
 

@@ -88,12 +88,12 @@ def main(argv: list[str]) -> int:
 
     flags = parse(argv)
     if flags.fit is not None:
-        require(flags.measure == "loss", "measure", flags.measure, "loss with --fit")
+        require(flags.measure == "loss", "--measure", flags.measure, "loss with --fit")
         return _judge_table(flags, flags.fit)
     for name in ("columns", "baseline"):
         if getattr(flags, name):
             raise InputError(f"--{name} is for --fit TABLE: give both")
-    require(flags.seeds >= 1, "seeds", flags.seeds, "at least 1")
+    require(flags.seeds >= 1, "--seeds", flags.seeds, "at least 1")
     study = run_folder.study_folder(flags.out, "ablation", flags.preset)
     axes = tuple(flags.axes.split(","))
     if flags.against and not any(word.partition("=")[0] == "--axes" for word in argv):
@@ -192,5 +192,5 @@ def _parse_rates(text: str) -> tuple[float, ...]:
         raise InputError(
             f"--rates is '{text}': expected multiples of the learning rate, such as 0.3/1/3"
         ) from None
-    require(len(rates) >= 3 and rates[0] > 0, "rates", text, "at least three multiples above 0")
+    require(len(rates) >= 3 and rates[0] > 0, "--rates", text, "at least three multiples above 0")
     return rates

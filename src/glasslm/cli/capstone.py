@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
 
     flags = parse(argv)
     budget_s = _parse_budget(flags.budget)
-    require(budget_s >= MIN_BUDGET_S, "budget", flags.budget, "at least 5m, and better 30m")
+    require(budget_s >= MIN_BUDGET_S, "--budget", flags.budget, "at least 5m, and better 30m")
     if flags.train.epochs is not None or flags.train.max_time is not None:
         raise InputError("--budget is the time of a capstone: leave out --epochs and --max-time")
     if flags.operations.ops:

@@ -81,7 +81,7 @@ class Flags:
 def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm chat", DESCRIPTION)
     if flags.max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {flags.max_new_tokens}: expected 1 or more")
+        raise InputError(f"--max-new-tokens is {flags.max_new_tokens}: expected 1 or more")
     session = ChatSession(_open_source(flags), flags.sampling.seed, notify)
     session.system = flags.system
     for line in _read_lines():

@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
     from glasslm.engines.resources import is_torch_installed
 
     flags = parse(Flags, argv, "glasslm check", DESCRIPTION)
-    require(flags.seed >= 0, "seed", flags.seed, "0 or more")
+    require(flags.seed >= 0, "--seed", flags.seed, "0 or more")
     if flags.figure is not None:
         _require_figure(flags.figure, flags.run, flags.ops)
     out = sys.stderr if flags.json else sys.stdout

@@ -214,7 +214,7 @@ def _solution(argv: list[str]) -> int:
 def _check(argv: list[str]) -> int:
     begin = time.perf_counter()
     flags = parsing.parse(CheckFlags, argv, "glasslm learn check", CHECK_HELP)
-    require(flags.seed >= 0, "seed", flags.seed, "0 or more")
+    require(flags.seed >= 0, "--seed", flags.seed, "0 or more")
     parsing.require_png("--picture", flags.picture)
     notify(f"checking {flags.file} ...")
     try:

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     from glasslm.runs.run_folder import Run
 
     flags = parse(Flags, argv, "glasslm reproduce", DESCRIPTION)
-    require(flags.steps is None or flags.steps >= 1, "steps", flags.steps, "1 or more")
+    require(flags.steps is None or flags.steps >= 1, "--steps", flags.steps, "1 or more")
     path = run_folder.find_run(flags.run)
     run_dir = flags.run_dir or path.with_name(f"{path.resolve().name}-reproduced")
     reproduction = reproduce(

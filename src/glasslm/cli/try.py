@@ -88,8 +88,8 @@ def main(argv: list[str]) -> int:
     from glasslm.lab.tries.ledger import open_ledger
 
     flags = parse(argv)
-    require(flags.seeds >= 3, "seeds", flags.seeds, "at least 3")
-    require(flags.detect > 0, "detect", flags.detect, "nats above 0")
+    require(flags.seeds >= 3, "--seeds", flags.seeds, "at least 3")
+    require(flags.detect > 0, "--detect", flags.detect, "nats above 0")
     if flags.final:
         _refuse_unread(argv)
         return _measure_final(flags)

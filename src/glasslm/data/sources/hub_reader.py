@@ -140,7 +140,8 @@ def _read_texts(info: DatasetInfo, request: Request) -> Iterator[str]:
             name: getattr(feature, "dtype", None) in TEXT_DTYPES
             for name, feature in dataset.features.items()
         }
-    column, title = choose_text_column(is_text, info.id, request["column"]), request["title"]
+    column = choose_text_column(is_text, info.id, request["column"], "choose one with --hf-column")
+    title = request["title"]
     for row in dataset.select_columns([title, column] if title else [column]):
         text = row[column]
         if not isinstance(text, str | None):

@@ -48,12 +48,15 @@ def join_texts(
 
 
 def choose_text_column(
-    is_text: Mapping[str, bool], table: str, requested: str | None = None
+    is_text: Mapping[str, bool],
+    table: str,
+    requested: str | None = None,
+    cure: str = "rename the one to use to text",
 ) -> str:
     """Name of the text column: the requested one, else "text", else the only one that holds text.
 
     `is_text` tells for each column whether it holds text; `table` names the table in messages.
-    Raises InputError with the names of the columns.
+    Raises InputError with the names of the columns; the `cure` is for several that hold text.
     """
     names = list_names(list(is_text), requested)
     if requested is not None:
@@ -70,7 +73,7 @@ def choose_text_column(
     if not text_columns:
         raise InputError(f"no column of {table} holds text: there are {names}")
     raise InputError(
-        f"{table} has no column 'text', but several that hold text: {list_names(text_columns)}"
+        f"{table} has no column 'text', but several that hold text, {list_names(text_columns)}: {cure}"
     )
 
 

@@ -23,7 +23,12 @@ from glasslm.inference.microscope.contributions import (
     require_additive,
 )
 from glasslm.inference.microscope.recorded_pass import RecordedPass
-from glasslm.inference.microscope.variants import Variant, edit_of_row, go_on, variant_logits
+from glasslm.inference.microscope.variants import (
+    Variant,
+    check_nothing,
+    edit_of_row,
+    variant_logits,
+)
 from glasslm.inference.sampling import log_probabilities
 from glasslm.model.adapters import effective_matrix
 
@@ -88,7 +93,7 @@ def ablate_each(
     recorded: RecordedPass,
     t: int,
     candidates: NDArray[np.int64],
-    check: Callable[[], None] = go_on,
+    check: Callable[[], None] = check_nothing,
 ) -> Ablation:
     """The effect of each head and sublayer on the log-probabilities of `candidates` (C,).
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from glasslm.config.schema import ModelConfig
 from glasslm.engines.inspection import Edit
 from glasslm.inference.microscope.recorded_pass import RecordedPass
-from glasslm.inference.microscope.variants import go_on, variant_logits
+from glasslm.inference.microscope.variants import check_nothing, variant_logits
 from glasslm.inference.sampling import log_probabilities
 
 
@@ -39,7 +39,7 @@ def patch_stream(
     place: str,
     positions: range,
     candidates: NDArray[np.int64],
-    check: Callable[[], None] = go_on,
+    check: Callable[[], None] = check_nothing,
 ) -> Patch:
     """The effect on `candidates` (C,) after t of the other text's stream at `place`.
 

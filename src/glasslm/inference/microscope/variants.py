@@ -18,12 +18,15 @@ MAX_LOGITS_BYTES = 64 << 20  # of one call
 Variant = Sequence[Edit]  # whose indices begin with the axis T
 
 
-def go_on() -> None:
-    """The check of work that nobody interrupts."""
+def check_nothing() -> None:
+    """The default `check`: never raises."""
 
 
 def variant_logits(
-    recorded: RecordedPass, variants: Sequence[Variant], t: int, check: Callable[[], None] = go_on
+    recorded: RecordedPass,
+    variants: Sequence[Variant],
+    t: int,
+    check: Callable[[], None] = check_nothing,
 ) -> NDArray[np.float64]:
     """(variants, V): the logits after position t, by each variant of the pass.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm.inference.microscope.variants import go_on
+from glasslm.inference.microscope.variants import check_nothing
 from glasslm.inference.request import Finished, Request, Token
 from glasslm.inference.sampling import Sampling
 from glasslm.inference.trained_model import Model
@@ -35,7 +35,7 @@ def write_on(
     count: int,
     sampling: Sampling,
     sample: int = 0,
-    check: Callable[[], None] = go_on,
+    check: Callable[[], None] = check_nothing,
 ) -> Continuation:
     """Up to `count` tokens after the tokens `ids`; each `sample` has draws of its own.
 

@@ -133,24 +133,24 @@ class TryResult:
 
     def sentences(self) -> list[str]:
         """The verdict in words, its interval, its cost, and what more seeds would tell."""
-        spec, found = self.plan.spec, self.look
+        spec, estimate = self.plan.spec, self.look
         words = {"not_distinguishable": "not distinguishable"}.get(self.verdict, self.verdict)
         first = f"{self.plan.change.words}: {words}"
         if self.verdict == "diverged":
             return [f"{first}; {self.reason}."]
         interval = (
-            f", {1 - 2 * spec.alpha:.1%} interval {found.ci_low:+.4f} to {found.ci_high:+.4f}"
-            if math.isfinite(found.ci_low)
+            f", {1 - 2 * spec.alpha:.1%} interval {estimate.ci_low:+.4f} to {estimate.ci_high:+.4f}"
+            if math.isfinite(estimate.ci_low)
             else ", too few pairs for an interval"
         )
         bits = "" if self.bpb_delta is None else f" ({self.bpb_delta:+.4f} bits per byte)"
         result = [
-            f"{first}. {found.delta:+.4f} nats{bits}{interval}, over "
-            f"{plural(found.n, 'pair')} of seeds at equal {spec.match}; {self.reason}.",
+            f"{first}. {estimate.delta:+.4f} nats{bits}{interval}, over "
+            f"{plural(estimate.n, 'pair')} of seeds at equal {spec.match}; {self.reason}.",
             _compare_costs(self.base, self.change),
         ]
         needed = self.seeds_needed
-        if self.verdict == "not_distinguishable" and found.sd > 0:
+        if self.verdict == "not_distinguishable" and estimate.sd > 0:
             seeds = "more than 200 pairs" if needed is None else plural(needed, "pair")
             result.append(f"A difference of {spec.detect:g} nats would take about {seeds}.")
         return result
@@ -285,7 +285,7 @@ def judge(base: Sequence[TrialResult], change: Sequence[TrialResult], spec: TryS
         for a, b in zip(base, change)
         if a.final_loss is not None and b.final_loss is not None
     ]
-    found = look(differences, spec.alpha)
+    estimate = look(differences, spec.alpha)
     if failed_base:
         raise InputError(
             f"the base diverged in {failed_base} of {len(base)} runs: choose a base that trains, "
@@ -293,19 +293,19 @@ def judge(base: Sequence[TrialResult], change: Sequence[TrialResult], spec: TryS
         )
     if diverged:
         return Decision(
-            "diverged", f"the change diverged in {diverged} of {len(change)} runs", found
+            "diverged", f"the change diverged in {diverged} of {len(change)} runs", estimate
         )
-    if found.e_value >= 1 / (2 * spec.alpha):
-        verdict: TryVerdict = "better" if found.delta < 0 else "worse"
-        return Decision(verdict, f"clear after {plural(found.n, 'pair')}", found)
-    if found.n >= MIN_PAIRS and found.sd == 0:
+    if estimate.e_value >= 1 / (2 * spec.alpha):
+        verdict: TryVerdict = "better" if estimate.delta < 0 else "worse"
+        return Decision(verdict, f"clear after {plural(estimate.n, 'pair')}", estimate)
+    if estimate.n >= MIN_PAIRS and estimate.sd == 0:
         same = "the losses of all pairs are the same"
-        reason = same if found.delta == 0 else "all pairs differ by the same"
-        return Decision("not_distinguishable", reason, found)
-    if found.ci_low > -spec.detect:
+        reason = same if estimate.delta == 0 else "all pairs differ by the same"
+        return Decision("not_distinguishable", reason, estimate)
+    if estimate.ci_low > -spec.detect:
         reason = f"an improvement of {spec.detect:g} nats or more is excluded"
-        return Decision("not_distinguishable", reason, found)
-    return Decision(None, "", found)
+        return Decision("not_distinguishable", reason, estimate)
+    return Decision(None, "", estimate)
 
 
 def _cost(trials: Sequence[TrialResult]) -> dict[str, float | None]:

@@ -30,7 +30,7 @@ def ablate(subject: Subject) -> tuple[Arrays, Facts]:
     return arrays, {"parts": result.parts}
 
 
-def off(subject: Subject) -> tuple[Arrays, Facts]:
+def switch_off_parts(subject: Subject) -> tuple[Arrays, Facts]:
     """The surprise of every token with some parts off together, and the candidates after t."""
     t = subject.position()
     parts = subject.query.words("parts")
@@ -107,7 +107,7 @@ def step(subject: Subject) -> tuple[Arrays, Facts]:
     return arrays, {"lr": lr, "norm": effect.norm}
 
 
-def learned(subject: Subject) -> tuple[Arrays, Facts]:
+def learning_progress(subject: Subject) -> tuple[Arrays, Facts]:
     """The best head of each kind, and the loss by position of windows of the validation text."""
     best = learning.best_heads(subject.loaded.repeated_scores[1])
     arrays = {
@@ -128,10 +128,10 @@ def learned(subject: Subject) -> tuple[Arrays, Facts]:
 
 EFFECTS: dict[str, View] = {
     "ablate": ablate,
-    "off": off,
+    "off": switch_off_parts,
     "neurons": neurons,
     "patch": patch,
     "backward": backward,
     "step": step,
-    "learning": learned,
+    "learning": learning_progress,
 }
