@@ -172,7 +172,11 @@ CASES: dict[str, tuple[dict[str, Any], str, Any]] = {
         "refused",
         "column 'n' of own/two holds no text",
     ),
-    "which column": (request_for("own/two"), "refused", "several that hold text: question, answer"),
+    "which column": (
+        request_for("own/two"),
+        "refused",
+        "several that hold text, question, answer: choose one",
+    ),
     "no text": (
         request_for("own/number"),
         "refused",

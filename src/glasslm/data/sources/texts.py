@@ -73,7 +73,8 @@ def choose_text_column(
     if not text_columns:
         raise InputError(f"no column of {table} holds text: there are {names}")
     raise InputError(
-        f"{table} has no column 'text', but several that hold text, {list_names(text_columns)}: {cure}"
+        f"{table} has no column 'text', but several that hold text, "
+        f"{list_names(text_columns)}: {cure}"
     )
 
 
