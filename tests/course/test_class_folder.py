@@ -16,7 +16,12 @@ from glasslm.cli import main
 from glasslm.course.grading import submissions
 from glasslm.course.grading.class_folder import Class, load_class
 from glasslm.course.grading.roster import find_id_problem, read_roster
-from glasslm.course.grading.submissions import collect_submissions, find_exercises, find_students
+from glasslm.course.grading.submissions import (
+    collect_submissions,
+    find_exercises,
+    find_students,
+    find_unread_files,
+)
 from glasslm.course.learn.exercises import load_exercise
 from glasslm.errors import DamagedError, InputError
 
@@ -161,11 +166,16 @@ def test_folders_single_files_and_zip_files_are_found(tmp_path: Path) -> None:
     (tmp_path / "Zoe\u0308.zip").write_bytes(
         make_zip({"homework/silu.py": SILU, "__MACOSX/._silu.py": "\0"})
     )
-    for student in ("ada", "bob", "Zoë"):
+    (tmp_path / "eve.ZIP").write_bytes(
+        make_zip({"homework\\silu.py": SILU, "__MACOSX\\._silu.py": "\0", "b\\rope.py": "\0"})
+    )
+    for student in ("ada", "bob", "Zoë", "eve"):
         found = collect(tmp_path, student)
         assert (found.source, found.problem) == (SILU, ""), student
-    assert find_students(tmp_path, ["silu"]) == ["Zoë", "ada", "bob"]
-    assert find_exercises(tmp_path) == ["silu"]
+    assert collect(tmp_path, "eve").origin == "eve.ZIP: homework/silu.py"
+    assert find_students(tmp_path, ["silu"]) == ["Zoë", "ada", "bob", "eve"]
+    assert find_exercises(tmp_path) == ["silu", "rope"]
+    assert find_unread_files(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -218,13 +228,15 @@ def test_other_encodings_and_links_are_refused(tmp_path: Path) -> None:
 def test_what_is_not_graded_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "submissions"
     (folder / "ada").mkdir(parents=True)
-    for name in ("silu.py", "eve_silu.py", "mallory.zip", "notes.txt", ".hidden", "__MACOSX"):
+    names = ("silu.py", "eve_silu.py", "mallory.zip", "bob.rar", "notes.txt", ".hidden", "__MACOSX")
+    for name in names:
         (folder / name).write_text(SILU)
     assert new_class(tmp_path) == 0
     capsys.readouterr()
     words = ["learn", "class", "grade", str(folder), "--out", str(tmp_path / "grades")]
     assert main([*words, "--class-file", str(tmp_path / "class")]) == 0
     message = capsys.readouterr().err
+    assert "not a folder, a .py file or a .zip file: bob.rar, notes.txt: unpack it" in message
     assert "not graded, because it is not in the roster: eve, mallory, silu.py: rename" in message
     assert main([*words[:-1], str(tmp_path / "again")]) == 0
     assert "it is not a student's id: silu.py: rename" in capsys.readouterr().err

@@ -192,6 +192,15 @@ def test_runs_that_differ_in_the_seed_alone_are_judged_as_groups(
     assert "| A, B, C | 3 |" in page
 
 
+def test_a_tie_of_two_copies_hides_no_verdict_on_groups(folder: Path, tmp_path: Path) -> None:
+    paths = [doctored(folder, tmp_path / f"a{i}", i, loss) for i, loss in enumerate(BASE)]
+    paths += [doctored(folder, tmp_path / "copy", 2, BASE[2])]
+    paths += [doctored(folder, tmp_path / f"b{i}", i, BASE[i] + 0.1, dropout=0.1) for i in range(3)]
+    text = " ".join(comparison.remarks(comparison.label_runs([Run(path) for path in paths])))
+    assert "A, B, C against E, F, G:" in text
+    assert "have the same" not in text
+
+
 def test_a_second_run_of_a_seed_is_no_further_evidence(folder: Path, tmp_path: Path) -> None:
     paths = [doctored(folder, tmp_path / f"a{i}", i % 2, 2.0 + i) for i in range(4)]
     (group,) = comparison.groups_of(comparison.label_runs([Run(path) for path in paths]))

@@ -12,8 +12,10 @@ from scipy import stats
 
 from glasslm import cli
 from glasslm.errors import InputError
-from glasslm.lab.diagnosis.curve_comparison import compare_curves
+from glasslm.lab.diagnosis.curve_comparison import compare_curves, draw_comparison
+from glasslm.lab.diagnosis.curve_figure import draw_curve
 from glasslm.lab.diagnosis.curve_files import read_curve
+from glasslm.report import figures
 
 
 def write(
@@ -49,6 +51,34 @@ def test_one_run_on_a_side_decides_nothing(tmp_path: Path) -> None:
     comparison = compare_curves([a], [b])
     assert comparison.is_distinguishable is None
     assert "cannot be told: a side has one run" in comparison.sentences()[1]
+
+
+def test_copies_of_a_run_show_no_noise(tmp_path: Path) -> None:
+    a, b = (read_curve(write(tmp_path / f"{end}.csv", end)) for end in (2.0, 3.0))
+    comparison = compare_curves([a, a], [b, b])
+    assert comparison.is_distinguishable is None
+    assert comparison.facts["p"] is None
+    assert "cannot be told: the runs of each side are equal, as copies" in comparison.sentences()[1]
+
+
+def test_validation_losses_are_compared_with_their_kind(tmp_path: Path) -> None:
+    """Also those of a log that has no training losses."""
+    only = read_curve(write(tmp_path / "only.csv", 3.0))
+    (tmp_path / "both.csv").write_text("step,loss,val_loss\n10,1,3.4\n300,1,3\n", "utf-8")
+    both = read_curve(tmp_path / "both.csv")
+    comparison = compare_curves([only], [both])
+    assert comparison.column == "validation loss"
+    assert abs(comparison.delta) < 0.1
+    axes = draw_comparison(comparison, figures.PRINT_PALETTE).axes[0]
+    assert [line.get_ydata()[-1] > 2.9 for line in axes.lines[:2]] == [True, True]
+    assert draw_curve(only, figures.PRINT_PALETTE).axes[0].lines[0].get_label() == "validation"
+    train = read_curve(write(tmp_path / "train.csv", 3.0, column="loss"))
+    assert compare_curves([train], [both]).column == "training loss"
+    with pytest.raises(InputError, match=r"only.csv has only a validation loss, and train.csv has"):
+        compare_curves([only, both], [train])
+    (tmp_path / "nan.csv").write_text("step,val_loss\n10,nan\n300,nan\n", "utf-8")
+    with pytest.raises(InputError, match=r"nan.csv has no finite loss: leave it out"):
+        compare_curves([only], [read_curve(tmp_path / "nan.csv")])
 
 
 def test_curves_are_compared_where_both_have_steps(tmp_path: Path) -> None:

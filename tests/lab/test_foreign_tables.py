@@ -70,6 +70,31 @@ TABLES = {
         rows("N,D,bits_per_token", "{N:g},{D:g},{bits:.17g}"),
         "losses taken as bits per token, converted to nats per token",
     ),
+    "bits of a byte": (
+        rows("N,D,val loss (bits/byte)", "{N:g},{D:g},{x}"),
+        "losses taken as bits per byte",
+    ),
+    "bits of a character": (
+        rows("N,D,val loss bits/char", "{N:g},{D:g},{x}"),
+        "losses taken as bits per character",
+    ),
+    "layers as L, and a training loss": (
+        rows("N,D,L,train_loss", "{N:g},{D:g},12,{x}"),
+        "loss from `train_loss`",
+    ),
+    "layers as L, and a loss of a text": (
+        rows("N,D,L,c4 loss", "{N:g},{D:g},12,{x}"),
+        "the loss could also be `L` (--columns 'loss=L')",
+    ),
+    "layers as L, and a perplexity": (
+        rows("N,D,L,Val PPL", "{N:g},{D:g},12,{ppl:.17g}"),
+        "loss from the logarithm of `Val PPL`",
+    ),
+    "L alone": (rows("N,D,L", "{N:g},{D:g},{x}"), "loss from `L`"),
+    "seeds that are not finite": (
+        rows("N,D,seed,loss", "{N:g},{D:g},nan,{x}").replace("nan", "inf", 1),
+        "seed from `seed`",
+    ),
     "billions as bn": (rows("Size,Tokens,Loss", "{bn}bn,{b:.0f} billion,{x}"), "3 runs"),
     "spaces between thousands": (
         rows("N;D;loss", "{m:.0f} 000 000;{b:.0f}\u202f000\u2009000\u00a0000;{x}"),

@@ -60,6 +60,19 @@ def test_what_cannot_be_compared_is_named(
     assert "No validation loss: B." in capsys.readouterr().out
 
 
+def test_a_log_of_validation_losses_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("val_loss", "loss"):
+        Path(f"{name}.csv").write_text(f"step,{name}\n1,3\n2,2\n", encoding="utf-8")
+    assert cli.main(["compare", "val_loss.csv", "loss.csv", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    validation, training = (side["results"] for side in facts["runs"])
+    assert (validation["best validation loss"], validation["last training loss"]) == (2, None)
+    assert (training["best validation loss"], training["last training loss"]) == (None, 2)
+    said = " ".join(facts["remarks"])
+    assert "No validation loss: B." in said
+    assert "val_loss.csv has only a validation loss, and loss.csv has none" in said
+
+
 def test_one_lower_log_of_three_and_one_that_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

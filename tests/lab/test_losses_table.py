@@ -73,6 +73,7 @@ def test_a_run_that_diverged_counts_and_one_that_is_missing_does_not(tmp_path: P
     ("text", "message"),
     [
         ("variant,seed,loss\na,1,2\na,1,3\n", "variant a has seed 1 twice"),
+        ("seed,base,new\n1,2,3\n2,2.5,3\n1,4,5\n", "line 4 .* variant base has seed 1 twice"),
         ("variant,seed,loss\na,1,2\na,2,3\n", "one variant, a: expected a baseline"),
         ("who,what\na,b\nc,d\n", "expected|no line with named"),
     ],
@@ -87,6 +88,44 @@ def test_columns_that_are_no_losses_are_left_out_and_named(tmp_path: Path) -> No
     study = judge_table(path)
     assert [variant.name for variant in study.variants] == ["a", "b"]
     assert "without steps, whose numbers cannot be losses" in study.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("header", "counter", "named"),
+    [
+        ("", "012", "the column without a name"),
+        ("Unnamed: 0", "012", "Unnamed: 0"),
+        ("index", "579", "index"),
+        ("run", "421", "run"),
+        ("Step", "888", "Step"),
+        ("fold", "123", "fold"),
+    ],
+)
+def test_a_column_that_counts_is_no_variant(
+    tmp_path: Path, header: str, counter: str, named: str
+) -> None:
+    rows = [f"{i},{a},{b}" for i, a, b in zip(counter, GELU, SWIGLU)]
+    text = "\n".join([f"{header},基,gelu", *rows])
+    study = judge_table(write(tmp_path / "losses.csv", text))
+    assert [variant.name for variant in study.variants] == ["基", "gelu"]
+    assert f"without {named}, whose numbers cannot be losses" in study.messages[0]
+    assert study.variants[0].losses == GELU[:3]
+
+
+def test_a_missing_loss_shifts_no_pairs(tmp_path: Path) -> None:
+    text = "variant,loss\nbase,1\nbase,2\nbase,3\nnew,\nnew,2.1\nnew,3.1\n"
+    study = judge_table(write(tmp_path / "losses.csv", text))
+    comparison = study.variants[1].comparison
+    assert comparison is not None
+    assert comparison.n == 2
+    assert comparison.delta == pytest.approx(0.1)
+
+
+def test_a_verdict_has_the_unit_of_the_losses(tmp_path: Path) -> None:
+    text = long_table().replace("final loss", "val loss (bits/byte)")
+    study = judge_table(write(tmp_path / "losses.csv", text))
+    assert study.variants[1].verdict is not None
+    assert study.variants[1].verdict.words == "better by 0.0502 bits per byte"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +145,7 @@ WAYS = {
         "name,group,seed,loss\nr1,{a},1,4.5\nr2,{a},2,4.53\nr3,{b},1,4.4\nr4,{b},2,4.42\n"
     ),
     "a column for each seed": "variant,seed 1,seed 2\n{a},4.5,4.53\n{b},4.4,4.42\n",
+    "a column for each seed, by pandas": ",variant,s1,s2\n0,{a},4.5,4.53\n1,{b},4.4,4.42\n",
     "settings": "lr,seed,loss\n1,1,4.5\n1,2,4.53\n2,1,4.4\n2,2,4.42\n",
     "several settings": ("norm,act,seed,loss\nx,y,1,4.5\nx,y,2,4.53\nx,z,1,4.4\nx,z,2,4.42\n"),
 }
@@ -122,6 +162,12 @@ def test_variants_and_seeds_in_other_ways(tmp_path: Path, way: str) -> None:
     comparison = study.variants[1].comparison
     assert comparison is not None
     assert comparison.delta == pytest.approx(-0.105)
+
+
+def test_the_s_of_a_plural_is_no_seed(tmp_path: Path) -> None:
+    text = "config,loss\nlayers4,4.5\nlayers4,4.6\nlayers8,4.4\nlayers8,4.3\n"
+    study = judge_table(write(tmp_path / "losses.csv", text))
+    assert [variant.name for variant in study.variants] == ["layers4", "layers8"]
 
 
 def test_a_word_for_a_diverged_run_and_means_with_errors(tmp_path: Path) -> None:

@@ -131,8 +131,17 @@ def _find_class(flags: GradeFlags) -> Class:
     """The class in class.json; without it all students and exercises of the submissions."""
     from glasslm.course.grading import class_folder
     from glasslm.course.grading.roster import find_id_problem
-    from glasslm.course.grading.submissions import find_exercises, find_students
+    from glasslm.course.grading.submissions import (
+        find_exercises,
+        find_students,
+        find_unread_files,
+    )
 
+    _warn_of_names(
+        find_unread_files(flags.submissions),
+        "a folder, a .py file or a .zip file",
+        "unpack it into a folder with the student's id",
+    )
     path = flags.class_file or class_folder.find_class(flags.submissions)
     if path is not None:
         course = class_folder.load_class(path)
@@ -156,15 +165,14 @@ def _find_class(flags: GradeFlags) -> Class:
     return class_folder.Class(tuple(exercises), tuple(students), 0)
 
 
-def _warn_of_names(names: list[str], what: str) -> None:
-    """Say which folders and files are not graded, because their name is not `what`."""
+def _warn_of_names(
+    names: list[str], what: str, cure: str = "rename the folder or file to the student's id"
+) -> None:
+    """Say which folders and files are not graded, because they are not `what`."""
     if names:
         shown = ", ".join(to_one_line(name, 40) for name in names[:MAX_NAMES])
         more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
-        notify(
-            f"warning: not graded, because it is not {what}: {shown}{more}: rename the folder or "
-            "file to the student's id"
-        )
+        notify(f"warning: not graded, because it is not {what}: {shown}{more}: {cure}")
 
 
 def _note_limits(records: Sequence[Record]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from glasslm.course.grading.class_folder import CLASS_FILE
 from glasslm.course.grading.roster import normalize_id
 from glasslm.course.learn.exercises import COURSE
 from glasslm.errors import InputError, explain_system_errors
@@ -77,12 +78,25 @@ def find_students(folder: Path, exercises: Iterable[str]) -> list[str]:
             continue
         if entry.is_dir():
             students.add(name)
-        elif entry.suffix == ".zip":
-            students.add(name.removesuffix(".zip"))
+        elif _is_zip(entry):
+            students.add(PurePosixPath(name).stem)
         elif entry.suffix == ".py":
             ending = max((e for e in endings if name.endswith(e)), key=len, default="")
             students.add(name.removesuffix(ending))
     return sorted(students)
+
+
+def find_unread_files(folder: Path) -> list[str]:
+    """The names of files that are for nobody because of their kind, such as ada.rar, sorted."""
+    return sorted(
+        entry.name
+        for entry in _list_folder(folder)
+        if not entry.name.startswith((".", "__"))
+        and not entry.is_dir()
+        and not _is_zip(entry)
+        and entry.suffix != ".py"
+        and entry.name != CLASS_FILE
+    )
 
 
 def find_exercises(folder: Path) -> list[str]:
@@ -91,7 +105,7 @@ def find_exercises(folder: Path) -> list[str]:
     for entry in _list_folder(folder):
         if entry.is_dir():
             names |= {path.name for path in entry.rglob("*.py")}
-        elif entry.suffix == ".zip":
+        elif _is_zip(entry):
             names |= {file.name for file in read_zip(entry, set())[0]}
         else:
             names.add(entry.name)
@@ -109,6 +123,11 @@ def _list_folder(folder: Path) -> list[Path]:
         return sorted(entry for entry in folder.iterdir() if not entry.is_symlink())
 
 
+def _is_zip(entry: Path) -> bool:
+    """Whether a file is a zip file by its name, as Windows writes it too: ada.ZIP."""
+    return entry.suffix.lower() == ".zip"
+
+
 def _list_files(
     folder: Path, entries: dict[str, Path], student: str, exercises: list[str]
 ) -> tuple[list[SubmittedFile], str]:
@@ -124,9 +143,11 @@ def _list_files(
         if (entry := entries.get(f"{student}_{exercise}.py")) and entry.is_file():
             found = _read_file(entry, entry.name, {entry.name})
             files.append(SubmittedFile(found.origin, f"{exercise}.py", found.data, found.problem))
-    if (entry := entries.get(f"{student}.zip")) and entry.is_file():
-        zipped, problem = read_zip(entry, wanted)
-        files += zipped
+    for name, entry in entries.items():
+        if _is_zip(entry) and PurePosixPath(name).stem == student and entry.is_file():
+            zipped, reason = read_zip(entry, wanted)
+            files += zipped
+            problem = problem or reason
     return files, problem
 
 
@@ -169,8 +190,8 @@ def read_zip(path: Path, wanted: set[str]) -> tuple[list[SubmittedFile], str]:
 
 def _entry_problem(entry: zipfile.ZipInfo) -> str:
     """Why an entry makes the whole zip file refused; "" if it does not."""
-    name = entry.filename.replace("\\", "/")
-    if name.startswith("/") or ":" in name or ".." in PurePosixPath(name).parts:
+    path = _entry_path(entry)
+    if path.is_absolute() or ":" in str(path) or ".." in path.parts:
         return "leads out of the folder"
     if stat.S_ISLNK(entry.external_attr >> 16):
         return "is a link"
@@ -185,19 +206,25 @@ def _python_files(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
         entry
         for entry in entries
         if entry.filename.endswith(".py")
-        and not any(part.startswith((".", "__")) for part in PurePosixPath(entry.filename).parts)
+        and not any(part.startswith((".", "__")) for part in _entry_path(entry).parts)
     ]
+
+
+def _entry_path(entry: zipfile.ZipInfo) -> PurePosixPath:
+    """The path of an entry; older tools of Windows write it with backslashes."""
+    return PurePosixPath(entry.filename.replace("\\", "/"))
 
 
 def _read_entry(
     archive: zipfile.ZipFile, entry: zipfile.ZipInfo, zip_name: str, wanted: set[str]
 ) -> SubmittedFile:
-    name = PurePosixPath(entry.filename).name
+    path = _entry_path(entry)
+    origin, name = f"{zip_name}: {path}", path.name
     if name not in wanted:
-        return SubmittedFile(f"{zip_name}: {entry.filename}", name, b"")
+        return SubmittedFile(origin, name, b"")
     with archive.open(entry) as file:
         data = file.read(MAX_FILE_BYTES + 1)  # whatever size the entry claims to have
-    return SubmittedFile(f"{zip_name}: {entry.filename}", name, data, _size_problem(len(data)))
+    return SubmittedFile(origin, name, data, _size_problem(len(data)))
 
 
 def _size_problem(size: int) -> str:

@@ -33,7 +33,7 @@ class CurveComparison:
     column: str  # "validation loss" or "training loss"
     step: float  # the last common one
     ends: tuple[list[float], list[float]]  # the mean loss of each curve near that step
-    estimate: Estimate | None  # second - first; None with one curve on a side
+    estimate: Estimate | None  # second - first; None with one curve on a side, or copies on both
     step_unit: str = "step"
 
     @property
@@ -43,7 +43,7 @@ class CurveComparison:
 
     @property
     def is_distinguishable(self) -> bool | None:
-        """Whether the difference is more than seed noise; None where one curve cannot tell."""
+        """Whether the difference is more than seed noise; None where the curves cannot tell."""
         if self.estimate is None:
             return None
         return self.estimate.p_value() < ALPHA
@@ -59,9 +59,14 @@ class CurveComparison:
             f"{self.delta:+.4f}."
         ]
         if self.estimate is None:
+            reason = "a side has one run. Give several"
+            if min(map(len, self.ends)) > 1:
+                reason = (
+                    "the runs of each side are equal, as copies of one run are. Give other seeds"
+                )
             result.append(
-                "Whether that is more than seed noise cannot be told: a side has one run. Give "
-                "several: --curve A1 A2 A3 --against B1 B2 B3."
+                f"Whether that is more than seed noise cannot be told: {reason}: --curve A1 A2 A3 "
+                "--against B1 B2 B3."
             )
             return result
         low, high = self.estimate.confidence_interval()
@@ -105,14 +110,16 @@ class CommonEnd(NamedTuple):
 def common_end(curves: Sequence[Curve]) -> CommonEnd:
     """The losses at the last common step; the validation losses where all curves have them.
 
-    Raises InputError where units differ, or the curves have no steps in common.
+    Raises InputError where units differ, the curves have no steps in common, or one has only
+    validation losses and another one has none.
     """
     _require_one_step_unit(curves)
-    has_validation = all(len(curve.validation.finite) for curve in curves)
-    series = [(curve.validation if has_validation else curve.train).finite for curve in curves]
+    has_validation = all(len(curve.validation_losses.finite) for curve in curves)
+    if not has_validation:
+        _require_training_losses(curves)
+    series = [_choose_losses(curve, has_validation) for curve in curves]
     for curve, values in zip(curves, series):
-        if not len(values):
-            raise InputError(f"{curve.name} has no finite loss: leave it out of the comparison")
+        _require_finite(curve, values)
     begin = max(float(values.steps[0]) for values in series)
     end = min(float(values.steps[-1]) for values in series)
     if begin > end:
@@ -127,11 +134,41 @@ def common_end(curves: Sequence[Curve]) -> CommonEnd:
 
 
 def compare_curves(first: Sequence[Curve], second: Sequence[Curve]) -> CurveComparison:
-    """Compare two groups of curves at their last common step. Raises InputError as that does."""
+    """Compare two groups of curves at their last common step.
+
+    Groups of copies are not tested, as they show no seed noise. Raises InputError as `common_end`
+    does.
+    """
     end = common_end([*first, *second])
     sides = end.losses[: len(first)], end.losses[len(first) :]
     estimate = independent_difference(sides[1], sides[0]) if min(map(len, sides)) > 1 else None
+    if estimate and estimate.se == 0 and estimate.value != 0:
+        estimate = None
     return CurveComparison(first, second, end.column, end.step, sides, estimate, end.step_unit)
+
+
+def _choose_losses(curve: Curve, of_validation: bool) -> Series:
+    """The finite validation or training losses of a curve."""
+    return (curve.validation_losses if of_validation else curve.training_losses).finite
+
+
+def _require_training_losses(curves: Sequence[Curve]) -> None:
+    """Raise InputError for a curve that has only validation losses, beside one that has none."""
+    without = [curve for curve in curves if not len(curve.validation_losses.finite)]
+    for curve in without:
+        _require_finite(curve, curve.train.finite)
+    for curve in curves:
+        if curve.train_is_validation:
+            raise InputError(
+                f"{curve.name} has only a validation loss, and {without[0].name} has none: "
+                "expected the same kind of loss in all logs. Leave one out, or rename its column "
+                "if its name is wrong"
+            )
+
+
+def _require_finite(curve: Curve, losses: Series) -> None:
+    if not len(losses):
+        raise InputError(f"{curve.name} has no finite loss: leave it out of the comparison")
 
 
 def _require_one_step_unit(curves: Sequence[Curve]) -> None:
@@ -176,8 +213,7 @@ def draw_comparison(comparison: CurveComparison, colours: Palette) -> Figure:
     for letter, (side, colour, style) in zip("AB", sides):
         names = ", ".join(curve.name for curve in side[:3]) + ", ..." * (len(side) > 3)
         for i, curve in enumerate(side):
-            is_validation = comparison.column == "validation loss"
-            values = (curve.validation if is_validation else curve.train).finite
+            values = _choose_losses(curve, comparison.column == "validation loss")
             label = f"{letter}: {names}" if i == 0 else None
             points += zip(values.steps.tolist(), values.values.tolist())
             axes.plot(values.steps, values.values, style, color=colour, linewidth=1.2, label=label)

@@ -38,9 +38,8 @@ def _draw_losses(axes: Axes, curve: Curve, colours: Palette) -> None:
     figures.style_axes(axes, "Loss", "", colours)
     train, validation = curve.train.finite, curve.validation.finite
     nonfinite = ~np.isfinite(curve.train.values)
-    axes.plot(
-        train.steps, train.values, color=colours.train, linewidth=0.9, alpha=0.8, label="training"
-    )
+    label = "validation" if curve.train_is_validation else "training"
+    axes.plot(train.steps, train.values, color=colours.train, linewidth=0.9, alpha=0.8, label=label)
     if len(validation):
         best = int(validation.values.argmin())
         axes.plot(

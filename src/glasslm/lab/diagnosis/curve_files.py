@@ -30,18 +30,29 @@ class Curve:
     """The columns of a log, each with its own steps. A missing column is empty."""
 
     name: str
-    train: Series
+    train: Series  # the validation losses where the log has no training losses
     validation: Series = field(default_factory=Series)
     grad_norm: Series = field(default_factory=Series)
     clipped: Series = field(default_factory=Series)  # 1 where the gradient was clipped
     rate: Series = field(default_factory=Series)
     train_unit: str = "nats per token"
     validation_unit: str = "nats per token"
+    train_is_validation: bool = False  # whether `train` holds the validation losses
     vocab_size: int | None = None
     step_unit: str = "step"  # of all series: step, epoch, token, sample or row
     rows_read: int = 0
     rows_dropped: int = 0  # lines and rows that gave no value
     messages: tuple[str, ...] = ()  # the first: which column was taken for what
+
+    @property
+    def training_losses(self) -> Series:
+        """The training losses; empty where the log has none."""
+        return Series(unit=self.train.unit) if self.train_is_validation else self.train
+
+    @property
+    def validation_losses(self) -> Series:
+        """The validation losses, also of a log that has no other losses."""
+        return self.train if self.train_is_validation else self.validation
 
 
 def read_curve(path: Path, mapping: Sequence[str] = ()) -> Curve:
@@ -67,6 +78,7 @@ def read_curve(path: Path, mapping: Sequence[str] = ()) -> Curve:
         rate=reader.series("lr"),
         train_unit=reader.unit("loss" if has_loss else "val_loss"),
         validation_unit=reader.unit("val_loss" if "val_loss" in reader.columns else "loss"),
+        train_is_validation=not has_loss,
         vocab_size=_read_vocab_size(path),
         step_unit=reader.steps.unit,
     )

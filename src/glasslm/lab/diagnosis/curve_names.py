@@ -109,7 +109,7 @@ PLAIN_WORDS = {
     "train", "training", "trainer", "metrics", "metric", "total", "average", "avg", "mean",
     "global", "reduced", "running", "smoothed", "out", "lm", "language", "cross", "model", "main",
     "optim", "optimizer", "results", "value", "step", "bits", "nats", "per", "token", "byte",
-    "of", "set", "raw",
+    "char", "character", "of", "set", "raw",
 }  # fmt: skip
 NORM_WORDS = {"norm", "gnorm", "gradnorm"}
 NORM_PLAIN_WORDS = PLAIN_WORDS | {"grad", "gradient", "gradients", "l2", "unclipped"}

@@ -185,8 +185,10 @@ def _make_run(values: dict[str, float | None], row: Row, path: Path) -> Observat
         assert C is not None
         D = C / (6 * N) if N else math.nan
     seed = values.get("seed")
+    if seed is None or not math.isfinite(seed):
+        seed = 0
     try:
-        return Observation(N, D, loss, C, int(seed) if seed is not None else 0)
+        return Observation(N, D, loss, C, int(seed))
     except InputError as error:
         raise InputError(f"line {row.line} of {path}: {error}") from None
 

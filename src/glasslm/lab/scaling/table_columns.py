@@ -87,7 +87,6 @@ COLUMN_NAMES = {
         "cross_entropy",
         "ce_loss",
         "nll",
-        "l",
         "train_loss",
         "training_loss",
         "final_train_loss",
@@ -105,6 +104,7 @@ COLUMN_NAMES = {
         "tokens_per_params", "token_ratio", "tokens_param_ratio", "d_over_n", "m",
     ),
 }  # fmt: skip
+LOSS_LETTER = ("l",)  # L, which also counts layers, so that every other loss is preferred
 ROLES = ("N", "D", "C", "loss", "seed", "unique", "ratio")  # that --columns can name
 
 # Other names are recognized by their words: one of the first set, and only words of the second
@@ -134,7 +134,8 @@ COLUMN_WORDS = {
            "training", "lm", "language", "bits", "nats", "per", "token", "byte", "mean", "average",
            "avg", "en", "best", "c4", "pile", "paloma", "fineweb", "edu", "dclm", "wikitext",
            "openwebtext", "owt", "redpajama", "rpj", "refinedweb", "lambada", "slimpajama",
-           "metrics", "model", "set", "out", "heldout", "minipile", "wiki", "web"},
+           "metrics", "model", "set", "out", "heldout", "minipile", "wiki", "web",
+           "char", "character"},
     ),
     "unique": ({"unique"}, COUNTING_WORDS | {"tokens", "data", "train", "training", "size"}),
 }  # fmt: skip
@@ -165,6 +166,7 @@ def find_candidates(table: Table) -> dict[str, list[Column]]:
         ]
     if not found["loss"]:
         found["loss"] = [column for column in find_perplexity(table) if column.name not in taken]
+    found["loss"] += find_columns(table, LOSS_LETTER)
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,12 @@ LOSS_NAMES = (
 BASELINE_NAMES = ("baseline", "base", "control", "default", "reference")
 DIVERGED = {"diverged", "diverges", "div"}  # words for a loss that is not finite
 SEED_IN_NAME = "seed in the name"
-_SEED_IN_NAME = re.compile(r"(?P<name>.*?)[-_. /]*(?:seed|s)[-_= ]?(?P<seed>\d+)", re.I)
+_SEED_IN_NAME = re.compile(  # "layers4" has no seed: a bare s follows a separator
+    r"(?P<name>.*?)(?:[-_. /]*seed|[-_. /]+s)[-_= ]?(?P<seed>\d+)", re.I
+)
 _SEED_COLUMN = re.compile(r"(?:seed|s|run|trial)?[-_ ]?\d+", re.I)
+_INDEX_NAME = re.compile(r"|index|unnamed_\d+")  # the normalized name of the index of pandas
+_COUNTER_NAMES = {"row", "run", "step"}
 ROLES = ("variant", "seed", "loss")  # that --columns can name
 EXPECTED = (
     "variant, seed and loss, a row for each run; or seed and a column of losses for each variant"
@@ -89,7 +94,7 @@ def judge_table(
     difference that counts as equal. Raises InputError for a table that cannot be read so.
     """
     table = read_table(path)
-    losses, first = _read_losses(table, mapping)
+    losses, first, unit = _read_losses(table, mapping)
     names = list(losses)
     if baseline is None:
         baseline = next((n for n in names if n.strip().lower() in BASELINE_NAMES), names[0])
@@ -109,7 +114,9 @@ def judge_table(
             )
         if not is_paired:
             messages.append(f"{name} shares no seeds with the baseline: Welch's test, not pairs")
-        comparisons.append(compare_losses(a, b, margin, family=len(others), paired=is_paired))
+        comparisons.append(
+            compare_losses(a, b, margin, family=len(others), paired=is_paired, unit=unit)
+        )
         paired.append(is_paired)
     base = JudgedVariant(baseline, list(losses[baseline].values()), None, None)
     judged = [
@@ -131,8 +138,9 @@ def _pair(
     return list(variant.values()), list(baseline.values()), False
 
 
-def _read_losses(table: Table, mapping: Sequence[str]) -> tuple[Losses, str]:
-    """The losses by variant and seed, and a sentence on what was read."""
+def _read_losses(table: Table, mapping: Sequence[str]) -> tuple[Losses, str, str]:
+    """The losses by variant and seed, a sentence on what was read, and the unit of a difference."""
+    difference_unit = "nats"
     named = columns.parse_mapping(mapping, ROLES, table)
     loss, seed = (
         named.get(role) or next(iter(find_columns(table, names)), None)
@@ -141,15 +149,16 @@ def _read_losses(table: Table, mapping: Sequence[str]) -> tuple[Losses, str]:
     variant = named.get("variant") or _choose_variant(table)
     if loss is None and variant and _has_seed_columns(table, variant):
         losses = _read_seed_columns(table, variant)
-        return losses, f"{table.format}: variants from {variant}, a column for each seed; " + (
-            _count(losses)
-        )
+        first = f"{table.format}: variants from {variant}, a column for each seed"
+        return losses, f"{first}; {_count(losses)}", difference_unit
     if variant and loss and seed is None and "variant" not in named:
         table, seed = _split_names(table, variant)
     if variant is None and loss and seed:
         table, variant = _join_factors(table, loss, seed)
     if variant and loss:
         loss, unit = columns.to_loss(loss)
+        if not unit.endswith(columns.NATS):
+            difference_unit = unit
         _require_no_errors(table, loss)
         losses = _read_rows(table, variant, seed, loss)
         first = f"{table.format}: variants from {variant}, losses from {loss} taken as {unit}"
@@ -159,7 +168,7 @@ def _read_losses(table: Table, mapping: Sequence[str]) -> tuple[Losses, str]:
         if others:
             first += f", without {', '.join(others)}, whose numbers cannot be losses"
     first += f", seeds from {seed}" if seed else ", seeds by the order of the rows"
-    return losses, f"{first}; {_count(losses)}"
+    return losses, f"{first}; {_count(losses)}", difference_unit
 
 
 def _count(losses: Losses) -> str:
@@ -218,8 +227,13 @@ def _require_no_errors(table: Table, loss: Column) -> None:
         )
 
 
+def _seed_columns(table: Table, variant: Column) -> list[str]:
+    """The columns beside that of the variants, without the index of pandas."""
+    return [name for name in table.names if name != variant.name and not _is_index(name)]
+
+
 def _has_seed_columns(table: Table, variant: Column) -> bool:
-    names = [name for name in table.names if name != variant.name]
+    names = _seed_columns(table, variant)
     return len(names) > 1 and all(_SEED_COLUMN.fullmatch(name.strip()) for name in names)
 
 
@@ -228,8 +242,8 @@ def _read_seed_columns(table: Table, variant: Column) -> Losses:
     losses: Losses = {}
     for row in table.rows:
         group = losses.setdefault(str(row.cells.get(variant.name)).strip(), {})
-        for name in table.names:
-            value = None if name == variant.name else Column(name).number(row, table)
+        for name in _seed_columns(table, variant):
+            value = Column(name).number(row, table)
             if value is not None:
                 group[name] = value if math.isfinite(value) else None
     return losses
@@ -237,27 +251,37 @@ def _read_seed_columns(table: Table, variant: Column) -> Losses:
 
 def _read_rows(table: Table, variant: Column, seed: Column | None, loss: Column) -> Losses:
     losses: Losses = {}
+    places: Counter[str] = Counter()  # of the rows of each variant
     for row in table.rows:
         name = str(row.cells.get(variant.name, "")).strip()
         has_diverged = str(row.cells.get(loss.name)).strip().lower() in DIVERGED
         value = math.nan if has_diverged else loss.number(row, table)
-        if not name or value is None:
-            continue
-        group = losses.setdefault(name, {})
-        key = str(row.cells.get(seed.name, "")).strip() if seed else str(len(group))
-        if key in group:
-            raise InputError(
-                f"line {row.line} of {table.path}: variant {name} has seed {key} twice: expected "
-                "one final loss for each run"
+        place = str(places[name])
+        places[name] += 1  # also of a row without a value: the next ones keep their partners
+        if name and value is not None:
+            key = str(row.cells.get(seed.name, "")).strip() if seed else place
+            _add_loss(
+                losses.setdefault(name, {}), name, key, value, f"line {row.line} of {table.path}"
             )
-        group[key] = value if math.isfinite(value) else None
     if not losses:
         raise columns.unreadable(table.path, table, EXPECTED)
     return losses
 
 
+def _add_loss(
+    group: dict[str, float | None], variant: str, seed: str, value: float, where: str
+) -> None:
+    """Add the loss of a seed. Raises InputError where the variant has one already."""
+    if seed in group:
+        raise InputError(
+            f"{where}: variant {variant} has seed {seed} twice: expected one final loss for each "
+            "run"
+        )
+    group[seed] = value if math.isfinite(value) else None
+
+
 def _read_wide(table: Table, seed: Column | None) -> tuple[Losses, list[str]]:
-    """The losses of the columns, and the names of columns such as steps or sizes."""
+    """The losses of the columns, and the names of columns such as an index, steps or sizes."""
     names = [name for name in table.names if seed is None or name != seed.name]
     numeric = [
         name
@@ -265,7 +289,11 @@ def _read_wide(table: Table, seed: Column | None) -> tuple[Losses, list[str]]:
         if all(is_number(row.cells.get(name, "")) for row in table.rows)
         and not all(is_missing(row.cells.get(name)) for row in table.rows)
     ]
-    others = [name for name in numeric if _median(table, name) > columns.MAX_LOSS]
+    others = [
+        name
+        for name in numeric
+        if _is_counter(table, name) or _median(table, name) > columns.MAX_LOSS
+    ]
     numeric = [name for name in numeric if name not in others]
     if len(numeric) < 2 or len(numeric) + len(others) < len(names):
         raise columns.unreadable(table.path, table, EXPECTED)
@@ -275,8 +303,25 @@ def _read_wide(table: Table, seed: Column | None) -> tuple[Losses, list[str]]:
         for name in numeric:
             value = Column(name).number(row, table)
             if value is not None:
-                losses[name][key] = value if math.isfinite(value) else None
-    return losses, others
+                _add_loss(losses[name], name, key, value, f"line {row.line} of {table.path}")
+    return losses, [name or "the column without a name" for name in others]
+
+
+def _is_index(name: str) -> bool:
+    """Whether a column is the index of pandas: without a name, "index" or "Unnamed: 0"."""
+    normalized = columns.normalize_name(name)
+    # A name in another alphabet is normalized to nothing.
+    return _INDEX_NAME.fullmatch(normalized) is not None and (normalized != "" or not name.strip())
+
+
+def _is_counter(table: Table, name: str) -> bool:
+    """Whether a column of numbers counts the rows or steps, by its name or its values."""
+    if _is_index(name) or columns.normalize_name(name) in _COUNTER_NAMES:
+        return True
+    numbers = [Column(name).number(row, table) for row in table.rows]
+    return len(numbers) > 1 and any(
+        numbers == list(range(start, start + len(numbers))) for start in (0, 1)
+    )
 
 
 def _median(table: Table, name: str) -> float:

@@ -49,7 +49,13 @@ _PERPLEXITY = r"(?:^|_)(?:ppl|perplexity)(?:_|$)"
 _BITS = r"(?:^|_)(?:bits|bpt)(?:_|$)"  # but not bits per byte
 NATS = "nats per token"
 MAX_LOSS = 20.0  # nats per token; above it a unit must be wrong
-LOSS_UNITS = {"nats", "nats_per_token", "nats_token", "bits", "bits_per_token", "bits_token"}
+_BITS_PER_BYTE = r"bpb|bits_(?:per_)?byte"
+_BITS_PER_CHARACTER = r"bpc|bits_(?:per_)?char"
+LOSS_UNITS = {
+    "nats", "nats_per_token", "nats_token", "bits", "bits_per_token", "bits_token", "bpb",
+    "bits_per_byte", "bits_byte", "bpc", "bits_per_char", "bits_char", "bits_per_character",
+    "bits_character",
+}  # fmt: skip
 _MAPPING = re.compile(
     r"(?P<role>\w+)\s*=\s*(?P<column>.+?)(?:\s*\*\s*(?P<factor>[\d.]+(?:e[+-]?\d+)?))?"
 )
@@ -206,9 +212,9 @@ def to_loss(column: Column) -> tuple[Column, str]:
     and bits per byte or character stay. A name without a unit means nats per token.
     """
     name = normalize_name(column.name)
-    if re.search(r"bpb|bits_per_byte", name):
+    if re.search(_BITS_PER_BYTE, name):
         return column, "bits per byte"
-    if re.search(r"bpc|bits_per_char", name):
+    if re.search(_BITS_PER_CHARACTER, name):
         return column, "bits per character"
     if column.factor == 1 and re.search(_PERPLEXITY, name):
         return replace(column, perplexity=True), NATS

@@ -181,14 +181,14 @@ def _verdicts(compared: Sequence[ComparedRun]) -> list[str]:
         return ["There is nothing to compare: fewer than two runs have a finite validation loss."]
     if len({run.validation_text for run in compared}) > 1:
         return ["No run is called better than another one."]
-    ranked = sorted(finite, key=lambda pair: pair[0])
-    (low, best), (high, second) = ranked[0], ranked[1]
-    if low == high:
-        return [f"{best.letter} and {second.letter} have the same {name}, {low:.4f}."]
     groups = groups_of(compared)
     if len(groups) > 1:
         sentences = verdict_sentences(judge_groups(groups, unit))
         return [f"Groups of runs that differ in the seed alone, by {name}:", *sentences]
+    ranked = sorted(finite, key=lambda pair: pair[0])
+    (low, best), (high, second) = ranked[0], ranked[1]
+    if low == high:
+        return [f"{best.letter} and {second.letter} have the same {name}, {low:.4f}."]
     lowest = f"{best.letter} has the lowest {name}, {high - low:.4f} below {second.letter}"
     if groups:
         return [f"{lowest}: only the seed differs, so this is the effect of the seed."]

@@ -52,7 +52,8 @@ class ComparedLog:
     @property
     def results(self) -> dict[str, Any]:
         """The results by the names of RESULTS; None for what the log does not tell."""
-        validation, train = self.curve.validation.finite, self.curve.train.finite
+        validation = self.curve.validation_losses.finite
+        train = self.curve.training_losses.finite
         has_validation = len(validation) > 0
         best = int(validation.values.argmin()) if has_validation else 0
         return {
@@ -107,7 +108,7 @@ def remarks(logs: Sequence[ComparedLog]) -> list[str]:
         f"{foreign}: a log does not tell settings, text, tokenizer, time and FLOPs, so these are "
         "not compared. Losses can be compared only if text and tokenizer are the same."
     ]
-    without = [log.letter for log in logs if not len(log.curve.validation.finite)]
+    without = [log.letter for log in logs if not len(log.curve.validation_losses.finite)]
     if without:
         sentences.append(f"No validation loss: {', '.join(without)}.")
     try:
@@ -143,7 +144,8 @@ def draw_logs(logs: Sequence[ComparedLog], colours: Palette) -> Figure:
     points: list[tuple[float, float]] = []
     for index, log in enumerate(logs):
         colour, style = palette[index % 4], LINE_STYLES[(index + index // 4) % 4]
-        train, validation = log.curve.train.finite, log.curve.validation.finite
+        train = log.curve.training_losses.finite
+        validation = log.curve.validation_losses.finite
         label = f"{log.letter}: {log.name}"
         bold = validation if len(validation) else train
         axes.plot(train.steps, train.values, color=colour, linewidth=0.6, alpha=0.45)
