@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm import files
+from glasslm import files, strict_json
 from glasslm.config.conversion import from_dict, with_flags
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig, RunConfig
@@ -92,11 +92,11 @@ def drop_hashes(run_dir: Path) -> Path:
             for path in folder.iterdir()
             if path.name != files.MANIFEST
         }
-        files.write_folder(folder, contents | {"state.json": [files.json_bytes(state)]})
+        files.write_folder(folder, contents | {"state.json": [strict_json.json_bytes(state)]})
     lines = (run_dir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     end = json.loads(lines[-1])
     end.pop("sha256", None)
-    lines[-1] = files.json_bytes(end, indent=None)
+    lines[-1] = strict_json.json_bytes(end, indent=None)
     (run_dir / "metrics.jsonl").write_bytes(b"".join(lines))
     return run_dir
 

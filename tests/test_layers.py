@@ -12,7 +12,7 @@ ROOT = Path(glasslm.__file__).parent
 
 # Imports go one way: a package imports only from packages before it.
 PACKAGES = [
-    "errors", "files", "text", "config", "data", "model", "engines", "runs",
+    "errors", "strict_json", "files", "text", "config", "data", "model", "engines", "runs",
     "inference", "training", "ops",
     "report", "interop", "lab", "course", "serve", "cli", "__main__", "__init__", "py.typed",
 ]  # fmt: skip

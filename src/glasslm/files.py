@@ -8,7 +8,6 @@ here that change the disk: a test counts them and dies at each one.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -28,6 +27,7 @@ from glasslm.errors import (
     InputError,
     explain_system_errors,
 )
+from glasslm.strict_json import json_bytes, parse_json
 
 Chunk = bytes | NDArray[Any]
 
@@ -116,12 +116,10 @@ def write_folder(path: Path, contents: Mapping[str, Iterable[Chunk]]) -> None:
 def _put_in_place(temporary: Path, path: Path) -> None:
     """Rename a finished folder to `path`, and remove the folder that was there.
 
-    A process that is killed between the two renames leaves both folders: `remove_leftovers` gives
-    the old one its name back.
+    After a kill between the two renames, `remove_leftovers` gives the old one its name back.
     """
     replaced = path.with_name(f"{path.name}.tmp-{os.getpid()}{REPLACED}")
-    if replaced.exists():
-        _remove(replaced)
+    remove(replaced)
     try:
         if path.exists():
             _rename(path, replaced)
@@ -130,9 +128,8 @@ def _put_in_place(temporary: Path, path: Path) -> None:
         if replaced.exists() and not path.exists():
             _rename(replaced, path)
         raise
-    if replaced.exists():
-        with suppress(PermissionError):  # Windows: another process reads it
-            _remove(replaced)
+    with suppress(PermissionError):  # Windows: another process reads it
+        remove(replaced)
 
 
 def verify_folder(path: Path, hashes: bool = True) -> None:
@@ -190,8 +187,7 @@ def remove_folder(path: Path) -> None:
     if path.exists():
         renamed = path.with_name(f"{path.name}.tmp-{os.getpid()}-removed")
         with suppress(PermissionError):
-            if renamed.exists():
-                _remove(renamed)
+            remove(renamed)
             _rename(path, renamed)
             _remove(renamed)
 
@@ -285,30 +281,6 @@ class Appender:
         _truncate(self._file, length)
         self._file.seek(length)
         self.bytes = length
-
-
-# -- strict JSON -----------------------------------------------------------------------------------
-
-
-def json_bytes(value: Any, indent: int | None = 2, sort: bool = False) -> bytes:
-    """`value` as strict JSON in UTF-8 with a final newline; ValueError for a non-finite number.
-
-    A lone surrogate (in a file name that is not UTF-8, for example) is written as its JSON escape.
-    """
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, sort_keys=sort)
-    return text.encode("utf-8", "backslashreplace") + b"\n"
-
-
-def parse_json(text: bytes) -> Any:
-    """The value of strict JSON in UTF-8; ValueError for NaN, Infinity and too deep nesting."""
-
-    def refuse_constant(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        return json.loads(text.decode("utf-8"), parse_constant=refuse_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def read_json(path: Path) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasslm import cli, files
+from glasslm import cli, files, strict_json
 from glasslm.interop import hf, model_export
 from glasslm.runs import run_folder
 from small_runs import read_json, shorten_runs, train, without_report, write_text
@@ -95,7 +95,7 @@ ARRAYS: dict[str, bytes] = {
 def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> bytes:
     values = read_json(path)
     change(values)
-    return files.json_bytes(values)
+    return strict_json.json_bytes(values)
 
 
 def write_checkpoint_file(run: Path, name: str, data: bytes) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from glasslm import cli, files
+from glasslm import cli, files, strict_json
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.verification import comparison, integrity
 from glasslm.report import run_report
@@ -141,12 +141,12 @@ def test_a_finished_run_with_an_edited_end_is_damaged(finished: Path, tmp_path: 
         without_hash | {"best_loss": 0.5},
         end | {"status": "stopped"},
     ):
-        path.write_bytes(b"".join(lines) + files.json_bytes(changed, indent=None))
+        path.write_bytes(b"".join(lines) + strict_json.json_bytes(changed, indent=None))
         with pytest.raises(DamagedError, match=r"sha256 is [0-9a-f]{64}.* says"):
             resume(run_dir)
         assert found_by_verify(run_dir, "metrics.jsonl")
     better = {**without_hash, "best_loss": 0.1}
-    for further in (last, files.json_bytes(better, indent=None)):
+    for further in (last, strict_json.json_bytes(better, indent=None)):
         path.write_bytes(b"".join(lines) + last + further)
         assert found_by_verify(run_dir, "metrics.jsonl")
 

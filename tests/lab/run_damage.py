@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from glasslm import files
+from glasslm import files, strict_json
 from small_runs import read_json
 
 LAST, FIVE = "checkpoints/000010", "checkpoints/000005"
@@ -18,7 +18,7 @@ Damage = Callable[[Path], Any]
 
 
 def edit(path: Path, **changes: Any) -> None:
-    path.write_bytes(files.json_bytes(read_json(path) | changes))
+    path.write_bytes(strict_json.json_bytes(read_json(path) | changes))
 
 
 def flip_bit(path: Path) -> None:
@@ -43,7 +43,7 @@ def drop_field(name: str) -> Damage:
     def damage(run: Path) -> None:
         path = run / "run.json"
         remaining = {key: value for key, value in read_json(path).items() if key != name}
-        path.write_bytes(files.json_bytes(remaining))
+        path.write_bytes(strict_json.json_bytes(remaining))
 
     return damage
 

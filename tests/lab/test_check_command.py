@@ -8,7 +8,7 @@ import pytest
 from test_check import plant, tiny
 
 import small_runs
-from glasslm import files
+from glasslm import strict_json
 from glasslm.cli import check as command
 from glasslm.engines import resources
 from glasslm.errors import InputError
@@ -73,7 +73,7 @@ def test_a_gradient_that_is_no_number_is_the_largest_error_and_null_in_json(
     monkeypatch.setattr(gradient_check, "check_ops", lambda seed: iter(findings))
     monkeypatch.setattr(gradient_check, "check_models", lambda combinations, seed: iter([]))
     assert command.main(["--json"]) == 1
-    facts = files.parse_json(capsys.readouterr().out.encode())  # strict
+    facts = strict_json.parse_json(capsys.readouterr().out.encode())  # strict
     assert facts["largest_error"] is None
     assert (facts["passed"], facts["wrong"]) == (False, ["bad", "wrong"])
 

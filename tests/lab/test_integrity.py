@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from run_damage import DAMAGE, FIVE, LAST, flip_bit
 
-from glasslm import cli, files
+from glasslm import cli, files, strict_json
 from glasslm.cli.verify import UNVERIFIED
 from glasslm.config.schema import ComputeConfig
 from glasslm.engines.factory import make_engine
@@ -119,7 +119,9 @@ def test_a_lost_best_checkpoint_is_damage(run: Path) -> None:
             if path.name != files.MANIFEST
         }
         state["best"] = {"step": 5, "loss": 1.0}
-        files.write_folder(run / LAST, contents_by_name | {"state.json": [files.json_bytes(state)]})
+        files.write_folder(
+            run / LAST, contents_by_name | {"state.json": [strict_json.json_bytes(state)]}
+        )
     shutil.rmtree(run / FIVE)
     part = verdicts(run)["best checkpoint"]
     assert part.verdict == "damaged"
@@ -131,7 +133,7 @@ def test_the_text_may_be_gone_but_not_another(text: Path, run: Path, tmp_path: P
     moved = tmp_path / "moved.txt"
     record = read_json(run / "run.json")
     record["data"]["files"][0]["path"] = str(moved)
-    (run / "run.json").write_bytes(files.json_bytes(record))
+    (run / "run.json").write_bytes(strict_json.json_bytes(record))
     gone = verdicts(run)["text"]
     assert (gone.verdict, record["data"]["files"][0]["sha256"] in gone.message) == ("note", True)
     moved.write_bytes(other)
@@ -147,7 +149,7 @@ def test_another_version_of_a_corpus_is_a_note(run: Path, tmp_path: Path) -> Non
     record["data"]["files"] = [
         {"path": str(tmp_path / "module.py"), "bytes": 5, "sha256": "0" * 64}
     ]
-    (run / "run.json").write_bytes(files.json_bytes(record))
+    (run / "run.json").write_bytes(strict_json.json_bytes(record))
     text = verdicts(run)["text"]
     assert (text.verdict, "has changed" in text.message) == ("note", True)
 

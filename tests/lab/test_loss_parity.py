@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import small_runs  # noqa: E402
-from glasslm import files  # noqa: E402
+from glasslm import strict_json  # noqa: E402
 from glasslm.cli import check as command  # noqa: E402
 from glasslm.config.schema import DataConfig, RunConfig  # noqa: E402
 from glasslm.data.dataset import Dataset, prepare_dataset  # noqa: E402
@@ -214,7 +214,7 @@ def test_an_error_that_is_no_number_is_null_in_json(
 
     monkeypatch.setattr(parity, "check_models", rows)
     assert command.main(["--json"]) == 1
-    facts = files.parse_json(capsys.readouterr().out.encode())  # strict
+    facts = strict_json.parse_json(capsys.readouterr().out.encode())  # strict
     assert facts["parity"]["largest_error"]["fp64"] == {
         "gradients": 1e-12,
         "steps": 1e-12,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from doubles import make_record
-from glasslm import files
+from glasslm import files, strict_json
 from glasslm.config.conversion import to_dict
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import RunConfig
@@ -245,7 +245,7 @@ def test_provenance_is_json_and_says_what_is_installed() -> None:
     machine = provenance.machine()
     assert machine["cores"] >= 1
     assert machine["cpu"]
-    files.json_bytes([versions, machine, provenance.git()])
+    strict_json.json_bytes([versions, machine, provenance.git()])
 
 
 def test_the_commit_is_that_of_the_source_and_none_elsewhere(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from glasslm import cli, files
+from glasslm import cli, files, strict_json
 from glasslm.config.schema import ComputeConfig
 from glasslm.engines.choice import compute_from_record
 from glasslm.errors import GlasslmError
@@ -69,7 +69,7 @@ def changes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]
 
 def to_bytes(value: Any, indent: int | None = 2) -> bytes:
     """Strict JSON, in which HUGE is a number that no float holds."""
-    return files.json_bytes(value, indent).replace(f'"{HUGE}"'.encode(), HUGE.encode())
+    return strict_json.json_bytes(value, indent).replace(f'"{HUGE}"'.encode(), HUGE.encode())
 
 
 def read_record(run: Run) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import filelock
 import numpy as np
 
-from glasslm import files
+from glasslm import files, strict_json
 from glasslm.config.data_config import END_OF_TEXT
 from glasslm.config.schema import DataConfig
 from glasslm.data import dataset_notes, tokenizers
@@ -143,8 +143,7 @@ def load_run_dataset(
         if dataset.sha256 != facts["sha256"]:
             raise DamagedError(
                 "the text of this run has changed since: "
-                f"its sha256 was {facts['sha256']}, it is {dataset.sha256} now. "
-                "Put the original back"
+                f"its sha256 was {facts['sha256']}, not {dataset.sha256}: put the original back"
             )
     return dataset
 
@@ -294,7 +293,7 @@ def _build_dataset(
 
     def facts_json() -> Iterator[bytes]:
         # write_folder reads this last, when the tokens of all parts are counted.
-        yield files.json_bytes(facts)
+        yield strict_json.json_bytes(facts)
 
     progress = Progress(notify)
     contents: dict[str, Iterable[files.Chunk]] = {"tokenizer.json": [tokenizer.to_json().encode()]}

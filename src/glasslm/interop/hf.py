@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm import files
+from glasslm import files, strict_json
 from glasslm.config.schema import ModelConfig
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.engines.lazy_arrays import LazyArrays
@@ -86,9 +86,9 @@ def write(export: ModelExport, out: Path) -> None:
     }
     weights = {name: np.ascontiguousarray(array) for name, array in
                family.to_hf_weights(export.config, export.weights).items()}  # fmt: skip
-    contents[CONFIG_FILE] = files.json_bytes(values)
+    contents[CONFIG_FILE] = strict_json.json_bytes(values)
     generation = {"do_sample": True, "temperature": 0.8, **ids}
-    contents[GENERATION_FILE] = files.json_bytes(generation)
+    contents[GENERATION_FILE] = strict_json.json_bytes(generation)
     files.make_folder(out)
     for name, content in contents.items():
         files.write_atomic(out / name, content)

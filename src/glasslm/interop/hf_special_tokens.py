@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from glasslm import files
+from glasslm import files, strict_json
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import DamagedError
 
@@ -61,9 +61,9 @@ def settings_files(
         config["split_special_tokens"] = True
     if settings.get("padding_side"):
         config["padding_side"] = settings["padding_side"]
-    contents = {TOKENIZER_CONFIG_FILE: files.json_bytes(config)}
+    contents = {TOKENIZER_CONFIG_FILE: strict_json.json_bytes(config)}
     if token_map:
-        contents[SPECIAL_TOKENS_FILE] = files.json_bytes(token_map)
+        contents[SPECIAL_TOKENS_FILE] = strict_json.json_bytes(token_map)
     if template := settings.get("chat_template"):
         contents[CHAT_TEMPLATE_FILE] = template.encode()
     return contents

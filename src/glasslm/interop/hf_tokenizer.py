@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from glasslm.data.tokenizer_json import BYTE_OF_CHARACTER
 from glasslm.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
 from glasslm.errors import DamagedError, InputError
-from glasslm.files import json_bytes, read_json
+from glasslm.files import read_json
 from glasslm.interop.hf_special_tokens import (
     END_OF_TEXT_TOKENS,
     TOKENIZER_CONFIG_FILE,
@@ -22,6 +22,7 @@ from glasslm.interop.hf_special_tokens import (
     default_settings,
     settings_files,
 )
+from glasslm.strict_json import json_bytes
 
 TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILE, MERGES_FILE, SENTENCEPIECE_FILE = "vocab.json", "merges.txt", "tokenizer.model"

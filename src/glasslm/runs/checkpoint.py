@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm import files
+from glasslm import files, strict_json
 from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.engines.protocol import State
 from glasslm.engines.state import AVERAGE
@@ -190,7 +190,7 @@ def save(
     contents: dict[str, Iterable[files.Chunk]] = {
         _MODEL: safetensors_chunks(weights),
         _OPTIMIZER: safetensors_chunks(moments),
-        _STATE: [files.json_bytes(values)],
+        _STATE: [strict_json.json_bytes(values)],
     }
     files.write_folder(path, contents)
     _verified_folders.add(path.absolute())

@@ -15,7 +15,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 
-from glasslm import files
+from glasslm import files, strict_json
 from glasslm.data.file_stamp import read_stamp
 from glasslm.errors import DamagedError
 from glasslm.runs.typed_json import Count, describe_mismatch
@@ -194,7 +194,7 @@ class MetricsLog:
         line = to_json_types(line)
         if line["kind"] == "end":
             line["sha256"] = _end_sha256(self._digest, line)
-        record = files.json_bytes(line, indent=None)
+        record = strict_json.json_bytes(line, indent=None)
         self._file.append(record)
         self._digest.update(record)
         self._stamp = read_stamp(self._path)
@@ -265,14 +265,14 @@ def require_intact_end(path: Path, is_protected: bool) -> None:
     if not last.startswith(END_START):
         return  # the run was killed, or is in training
     try:
-        line = files.parse_json(last)
+        line = strict_json.parse_json(last)
     except ValueError:
         return  # read_lines names it, unless a kill cut it short
     recorded = line.pop("sha256", None)
     if recorded is None and not is_protected:
         return
     actual = _end_sha256(digest, line)
-    if recorded != actual or files.json_bytes(line | {"sha256": recorded}, indent=None) != (
+    if recorded != actual or strict_json.json_bytes(line | {"sha256": recorded}, indent=None) != (
         last.rstrip(b"\n") + b"\n"
     ):
         raise DamagedError(
@@ -284,14 +284,14 @@ def require_intact_end(path: Path, is_protected: bool) -> None:
 def _end_sha256(digest: hashlib._Hash, line: Any) -> str:
     """The hash of the bytes in `digest` and of the end line without `sha256`."""
     whole = digest.copy()
-    whole.update(files.json_bytes(line, indent=None))
+    whole.update(strict_json.json_bytes(line, indent=None))
     return whole.hexdigest()
 
 
 def _is_torn(raw: bytes) -> bool:
     """Whether a line may be one that a kill cut short: no whole object stands before its end."""
     try:
-        return not raw.endswith(b"\n") and not files.parse_json(raw[:-1])
+        return not raw.endswith(b"\n") and not strict_json.parse_json(raw[:-1])
     except ValueError:
         return True
 
@@ -307,7 +307,7 @@ def read_lines(path: Path) -> Iterator[Line]:
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             try:
-                line = files.parse_json(raw)
+                line = strict_json.parse_json(raw)
                 if not isinstance(line, dict):
                     raise ValueError("it is not an object")
             except ValueError as error:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from glasslm import files
+from glasslm import files, strict_json
 from glasslm.config.conversion import from_dict
 from glasslm.config.schema import RunConfig
 from glasslm.errors import DamagedError, InputError
@@ -159,7 +159,7 @@ def _refuse_existing(run_dir: Path) -> None:
 
 def config_sha256(config: dict[str, Any]) -> str:
     """The SHA-256 of a configuration, given as the value of `config` in run.json."""
-    return hashlib.sha256(files.json_bytes(config, indent=None, sort=True)).hexdigest()
+    return hashlib.sha256(strict_json.json_bytes(config, indent=None, sort=True)).hexdigest()
 
 
 class Run:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm import files
+from glasslm import files, strict_json
 from glasslm.engines.lazy_arrays import LazyArrays
 from glasslm.errors import DamagedError, explain_system_errors
 
@@ -124,7 +124,7 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
             )
         text = file.read(length)
     try:
-        header = files.parse_json(text)
+        header = strict_json.parse_json(text)
         header.pop("__metadata__", None)
         data_start = LENGTH_BYTES + length
         entries = {name: _parse_entry(values, data_start) for name, values in header.items()}

@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from glasslm import files
+from glasslm import strict_json
 from glasslm.runs.metrics import COMPLETED_STATUSES, Line, timing_of
 from glasslm.runs.run_folder import Run
 from glasslm.text import as_float, quote_path, to_one_line
@@ -133,7 +133,7 @@ class Wandb:
 
 def wandb_run_id(run: Run) -> str:
     """The id of a run in wandb, 16 hexadecimal digits; a resumed run keeps it, a copy does not."""
-    content = files.json_bytes([run.record, run.path.resolve().name])
+    content = strict_json.json_bytes([run.record, run.path.resolve().name])
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -216,7 +216,7 @@ def follow_lines(run: Run, start: int, run_ended: threading.Event) -> Iterator[L
             # Checked before reading, so that nothing written before the end is missed.
             is_last_read = run_ended.is_set()
             *raw_lines, partial_line = (partial_line + file.read()).split(b"\n")
-            for line in map(files.parse_json, raw_lines):
+            for line in map(strict_json.parse_json, raw_lines):
                 if (
                     sampled_windows is not None
                     and line["kind"] == "eval"
@@ -239,7 +239,7 @@ def main(name: str, run_dir: str, start: str, step: str) -> int:
 
     def send_message(**message: str) -> None:
         with suppress(OSError):  # the run was killed
-            os.write(output, files.json_bytes(message, indent=None))
+            os.write(output, strict_json.json_bytes(message, indent=None))
 
     run_ended = threading.Event()
     threading.Thread(target=_exit_after_run, args=(run_ended,), daemon=True, name="run").start()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from glasslm import files
+from glasslm import files, strict_json
 from glasslm.config.schema import DataConfig
 from glasslm.data.cache import cache_dir, explain_write_errors
 from glasslm.data.chat.chat_source import ChatSource, count_splits
@@ -102,7 +102,7 @@ def _encode(
     for name, part in zip(("train", "val", "test"), _split_conversations(encoded, data)):
         if part:
             contents |= _split_files(name, part, vocabulary, facts)
-    return contents | {"facts.json": [files.json_bytes(facts)]}
+    return contents | {"facts.json": [strict_json.json_bytes(facts)]}
 
 
 def _split_conversations(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 from xml.etree import ElementTree
 
-from glasslm import files
+from glasslm import files, strict_json
 from glasslm.data.cache import cache_dir, explain_write_errors, write_cached
 from glasslm.data.download import DownloadError, fetch_url, mirror_url
 from glasslm.data.sources.text_files import Source, source_file
@@ -130,7 +130,7 @@ def _load_pages(category: str, max_results: int, folder: Path, notify: Notify) -
 def _read_page(path: Path) -> Page | None:
     """A page from the disk; None if it is missing or damaged."""
     try:
-        total, papers = files.parse_json(path.read_bytes())
+        total, papers = strict_json.parse_json(path.read_bytes())
         return Page(int(total), [(str(paper), str(abstract)) for paper, abstract in papers])
     except (OSError, ValueError, TypeError) as error:
         raise_if_exhausted(error, path)

@@ -15,7 +15,7 @@ from typing import Any
 
 import filelock
 
-from glasslm import files
+from glasslm import files, strict_json
 from glasslm.errors import DamagedError, InUseError, explain_system_errors
 from glasslm.runs.metrics import to_json_types
 
@@ -82,7 +82,7 @@ def _read_events(path: Path) -> Iterator[dict[str, Any]]:
         lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            event = files.parse_json(line)
+            event = strict_json.parse_json(line)
             is_whole = event["hash"] == _hash(event) and event["before"] == before
         except (ValueError, KeyError, TypeError, AttributeError):
             is_whole = False
