@@ -17,9 +17,10 @@ pytest.importorskip("httpx")
 pytest.importorskip("playwright")
 
 from browser_page import PageDriver, open_page, running_browser
-from server_process import ServerProcess, make_byte_run, serving
+from server_process import ServerProcess, make_run, serving
 
 import glasslm
+from glasslm.data.tokenizers import ByteTokenizer
 from glasslm.inference.sampling import log_probabilities
 from glasslm.inference.trained_model import Model
 from small_runs import train, write_text
@@ -36,10 +37,12 @@ FLAGS: dict[str, Any] = {
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("effects")
     text = write_text(folder / "text.txt")
+    tokenizer = ByteTokenizer(["<|end|>"])  # 256
+    other = {"n_experts": 2, "shared_expert": True, "bias_targets": "head", "tie_embeddings": False}
     return [
         train(text, folder / "first", **FLAGS).run_dir,
         train(text, folder / "second", **FLAGS | {"seed": 7, "n_layers": 1}).run_dir,
-        make_byte_run(folder / "bytes"),
+        make_run(folder / "bytes", tokenizer, **other),
     ]
 
 
@@ -311,6 +314,25 @@ def page_run(page: PageDriver) -> str:
     match = re.search(r"glasslm\.load\('([^']+)'", page.text(".where .python"))
     assert match
     return match[1]
+
+
+@pytest.mark.parametrize(
+    ("view", "button", "name"),
+    [
+        ("why", "the output’s bias", "logits"),
+        ("backward", "gradient of blocks.0.feedforward.shared.up.weight", "gradient/blocks.0.feed"),
+        ("backward", "gradient of blocks.0.feedforward.experts.*.up.weight", "gradient/blocks.0.f"),
+    ],
+)
+def test_the_python_of_an_unusual_part_repeats_it(
+    page: PageDriver, view: str, button: str, name: str
+) -> None:
+    page.open(address(view, run="bytes"))
+    value, python = page.choose_number(f"#{view} td button[aria-label^='{button}']")
+    assert page.text(".where .name").startswith(name)
+    assert abs(numbers(value)[0]) > 1e-3
+    np.testing.assert_allclose(evaluate(python), numbers(value)[0], atol=6e-5)
+    page.require_silence()
 
 
 def test_the_end_of_the_text_has_no_gradient(page: PageDriver) -> None:
