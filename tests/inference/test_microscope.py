@@ -436,6 +436,14 @@ def test_no_gradient_reaches_what_comes_later(folders: dict[str, Path]) -> None:
         gradients.gradient_norms(recorded, len(TEXT) - 1)
 
 
+def test_the_norms_of_the_same_weight_of_all_experts_are_joined() -> None:
+    up = "blocks.0.feedforward.experts.{}.up.weight"
+    norms = gradients.join_experts(
+        [up.format(0), up.format(1), "norm.bias"], np.array([3.0, 4.0, 1.0])
+    )
+    assert norms == {up.format("*"): 5.0, "norm.bias": 1.0}
+
+
 @both("default", "gpt2", "adapters", "experts", "post")
 def test_the_promised_loss_is_that_of_a_step_really_made(
     folders: dict[str, Path], engine: str, variant: str

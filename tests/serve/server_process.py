@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
 
 from doubles import make_record
 from glasslm.config.schema import ComputeConfig, ModelConfig, RunConfig
@@ -79,9 +81,15 @@ def save_step(folder: Path, step: int) -> None:
     vocab_size = run.tokenizer.vocab_size
     engine = make_engine(run.config, vocab_size, ComputeConfig(threads=1))
     weights = initial_weights(parameter_table(run.config.model, vocab_size), seed=step + 1)
-    engine.load((name, array * 12 if array.std() else array) for name, array in weights)
+    engine.load((name, _widen(name, array)) for name, array in weights)
     position = checkpoint.TrainingPosition(step, step, 0, 0)
     checkpoint.save(folder, engine.state(), position, run.identity)
+
+
+def _widen(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    if name.endswith(".bias"):  # zeros at first
+        return np.linspace(-1, 1, array.size, dtype=array.dtype)
+    return array * 12 if array.std() else array
 
 
 class ServerProcess:

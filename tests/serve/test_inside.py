@@ -20,6 +20,7 @@ from server_process import make_byte_run, save_step
 from glasslm.config.model_config import FeedForward, ModelConfig, Norm, NormPosition, Residual
 from glasslm.config.schema import DeviceConfig
 from glasslm.data.dataset import Dataset
+from glasslm.data.tokenizers import ByteTokenizer
 from glasslm.inference.head_scores import SCORE_NAMES
 from glasslm.inference.sampling import Sampling, log_probabilities, probabilities
 from glasslm.inference.trained_model import Model, load_model
@@ -30,6 +31,8 @@ from glasslm.serve.inside.measures import find_measure
 from glasslm.serve.inside.runs import SAMPLE_TOKENS, InsideRun
 from glasslm.serve.inside.source import describe_place
 from glasslm.serve.inside.source_places import source_kinds
+from glasslm.serve.inside.texts import InsideText
+from glasslm.serve.logprobs import TokenNames
 from glasslm.serve.served_model import name_sources
 from glasslm.text import Notify
 from glasslm.training.loop import Loop
@@ -127,12 +130,27 @@ def test_a_damaged_run_leaves_the_others(trained: Path, tmp_path: Path) -> None:
 def test_texts_are_tokens_with_a_name(client: InsideClient, trained: Path) -> None:
     answer = client.post_text(TEXT, trained.name)
     assert "".join(piece["text"] for piece in answer["pieces"]) == TEXT[-32:]
+    assert answer["whole"] == TEXT[-32:]
     assert (len(answer["ids"]), answer["cut"]) == (32, len(TEXT) - 32)  # the context is 32
     same = client.request(
         "POST", "/inside/texts", json={"run": trained.name, "ids": answer["ids"]}
     ).json()
     assert same["text"] == answer["text"]
     assert client.post_text(OTHER, trained.name)["text"] != answer["text"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "whole"),
+    [
+        (tuple("naïve".encode()), "naïve"),
+        (tuple(b"na\xc3"), "na\ufffd"),
+        ((256, 195, 175), "<|end|>ï"),
+    ],
+)
+def test_the_text_of_parts_of_a_character_is_whole(ids: tuple[int, ...], whole: str) -> None:
+    names = TokenNames(ByteTokenizer(["<|end|>"]))
+    content = InsideText("name", "sha256", ids, 0).content(names, frozenset([256]))
+    assert content["whole"] == whole
 
 
 @pytest.mark.parametrize(

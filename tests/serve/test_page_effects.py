@@ -17,11 +17,13 @@ pytest.importorskip("httpx")
 pytest.importorskip("playwright")
 
 from browser_page import PageDriver, open_page, running_browser
-from server_process import ServerProcess, make_byte_run, serving
+from server_process import ServerProcess, make_run, serving
 
 import glasslm
+from glasslm.data.tokenizers import ByteTokenizer
 from glasslm.inference.sampling import log_probabilities
 from glasslm.inference.trained_model import Model
+from glasslm.serve.inside.binary import encode_arrays
 from small_runs import train, write_text
 
 TEXT = "the cat sees a dog.\nthe old"
@@ -36,10 +38,12 @@ FLAGS: dict[str, Any] = {
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("effects")
     text = write_text(folder / "text.txt")
+    tokenizer = ByteTokenizer(["<|end|>"])  # 256
+    other = {"n_experts": 2, "shared_expert": True, "bias_targets": "head", "tie_embeddings": False}
     return [
         train(text, folder / "first", **FLAGS).run_dir,
         train(text, folder / "second", **FLAGS | {"seed": 7, "n_layers": 1}).run_dir,
-        make_byte_run(folder / "bytes"),
+        make_run(folder / "bytes", tokenizer, **other),
     ]
 
 
@@ -311,6 +315,68 @@ def page_run(page: PageDriver) -> str:
     match = re.search(r"glasslm\.load\('([^']+)'", page.text(".where .python"))
     assert match
     return match[1]
+
+
+@pytest.mark.parametrize(
+    ("view", "button", "name"),
+    [
+        ("why", "the output’s bias", "logits"),
+        ("backward", "gradient of blocks.0.feedforward.shared.up.weight", "gradient/blocks.0.feed"),
+        ("backward", "gradient of blocks.0.feedforward.experts.*.up.weight", "gradient/blocks.0.f"),
+    ],
+)
+def test_the_python_of_an_unusual_part_repeats_it(
+    page: PageDriver, view: str, button: str, name: str
+) -> None:
+    page.open(address(view, run="bytes"))
+    value, python = page.choose_number(f"#{view} td button[aria-label^='{button}']")
+    assert page.text(".where .name").startswith(name)
+    assert abs(numbers(value)[0]) > 1e-3
+    np.testing.assert_allclose(evaluate(python), numbers(value)[0], atol=6e-5)
+    page.require_silence()
+
+
+@pytest.mark.parametrize(
+    ("ids", "ngram", "said"),
+    [
+        ("97.98.256", [np.nan, 0.25, np.nan], "A 5-gram of bytes has 0.25 nats, and does better"),
+        ("97.256", [np.nan, np.nan], ""),
+    ],
+)
+def test_tokens_without_bytes_have_no_numbers_for_bytes(
+    page: PageDriver, ids: str, ngram: list[float], said: str
+) -> None:
+    body = encode_arrays({"nats": np.array(ngram, np.float32)}, {"order": 5})
+    page.page.route("**/inside/ngram/**", lambda route: route.fulfill(body=body))
+    page.open(address("read", run="bytes", ids=ids, n="read.bits.", t=0))
+    page.page.locator("#read figcaption", has_text="what followed the last 4 bytes").wait_for()
+    bits = r", \d+\.\d+ bits per byte\. " if said else r"\."
+    end = rf"{said} at [01] of 1 bytes\." if said else ""
+    assert re.fullmatch(rf"\d+\.\d+ nats a byte here{bits}{end}", page.sentence("read"))
+    assert page.page.locator(".where .big").count() == bool(said)
+    page.require_silence()
+
+
+NUMBERS_WITHOUT_VALUE = """async () => {
+  const { fixed, signed, significant } = await import("/page/words.js");
+  const values = [null, undefined, NaN, Infinity, -Infinity];
+  return [fixed, signed, significant].map((write) => values.map((x) => write(x)).join(" "));
+}"""
+
+TEXT_OF_TOKENS = """async (ids) => {
+  const { Texts } = await import("/page/texts.js");
+  const [run, texts] = [{ name: "bytes" }, new Texts(() => {})];
+  const text = await texts.post(run, { ids });
+  return [text.text, texts.record(run, text)[1].whole];
+}"""
+
+
+def test_numbers_without_a_value_and_parts_of_a_character(page: PageDriver) -> None:
+    page.page.goto(page.url)
+    written = page.page.evaluate(NUMBERS_WITHOUT_VALUE)
+    assert written == ["– – – ∞ −∞", "– – – +∞ −∞", "– – – ∞ −∞"]
+    ids = list("naïve".encode())
+    assert page.page.evaluate(TEXT_OF_TOKENS, ids) == ["naïve", "naïve"]
 
 
 def test_the_end_of_the_text_has_no_gradient(page: PageDriver) -> None:

@@ -5,6 +5,9 @@ Letters: L layers, T positions, M weights.
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +52,18 @@ def gradient_norms(recorded: RecordedPass, t: int) -> GradientNorms:
         norms,
         float(np.sqrt((norms**2).sum())),
     )
+
+
+def join_experts(names: Sequence[str], norms: NDArray[np.float64]) -> dict[str, float]:
+    """The norms (M,) of weights by name, with those of the same weight of all experts as one.
+
+    The name of such a weight has * for the number of the expert.
+    """
+    joined: dict[str, float] = {}
+    for name, norm in zip(names, norms.tolist()):
+        key = re.sub(r"\.experts\.\d+\.", ".experts.*.", name)
+        joined[key] = math.hypot(joined.get(key, 0.0), norm)
+    return joined
 
 
 def _norm(gradient: NDArray[Any]) -> float:

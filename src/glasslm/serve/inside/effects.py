@@ -91,7 +91,11 @@ def backward(subject: Subject) -> tuple[Arrays, Facts]:
     """The norms of the gradient of the loss of the token after t."""
     result = gradients.gradient_norms(subject.recorded, subject.position())
     arrays = {"stream": f4(result.stream), "weights": f4(result.weights)}
-    return arrays, {"places": result.places, "names": result.names, "total": result.total}
+    facts: Facts = {"places": result.places, "names": result.names, "total": result.total}
+    if subject.recorded.config.n_experts:
+        joined = gradients.join_experts(result.names, result.weights)
+        arrays["joined"], facts["joined"] = f4(list(joined.values())), list(joined)
+    return arrays, facts
 
 
 def step(subject: Subject) -> tuple[Arrays, Facts]:

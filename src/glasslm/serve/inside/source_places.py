@@ -72,7 +72,7 @@ def _attention_kinds() -> list[Kind]:
         ),
         Kind(
             rf"{prefix}\.heads",
-            (Place(ATTENTION, "attention", ("outh = np.matmul(weights, vh", "outh *= rsum")),),
+            (Place(ATTENTION, "_attend", ("np.matmul(weights, v, out=out)", "out *= rsum")),),
             (Place(TORCH_ATTENTION, "attention", ("return F.scaled_dot_product_attention(",)),),
             "attention",
         ),

@@ -40,7 +40,10 @@ class InsideText:
             {"text": names.name(i), "bytes": len(names.bytes[i]), "special": i in special}
             for i in self.ids
         ]
-        return {"text": self.id, "ids": list(self.ids), "pieces": pieces, "cut": self.cut}
+        content = {"text": self.id, "ids": list(self.ids), "pieces": pieces, "cut": self.cut}
+        # The names of tokens that are parts of a character do not join to it, but their bytes do.
+        parts = [names.name(i).encode() if i in special else names.bytes[i] for i in self.ids]
+        return content | {"whole": b"".join(parts).decode("utf-8", "replace")}
 
 
 def make_text(model: Model, ids: list[int]) -> InsideText:

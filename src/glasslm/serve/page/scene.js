@@ -119,7 +119,7 @@ export function placeName(place) {
 
 /**
  * A part that writes into the stream: `embedding`, `3.2` (a head), `3.feedforward`, `3.attention`,
- * `3.bias`, `3.n17` (a neuron), `3` (a layer) or `norm.bias`.
+ * `3.bias`, `3.n17` (a neuron), `3` (a layer), `norm.bias` or `head.bias`.
  * @param {string} part
  */
 export function partName(part) {
@@ -127,8 +127,9 @@ export function partName(part) {
 	if (rest === undefined) return layer === "embedding" ? "the embedding" : `layer ${layer}`;
 	if (rest === "feedforward") return `feed-forward ${layer}`;
 	if (rest === "attention") return `attention ${layer}`;
-	if (rest === "bias")
-		return layer === "norm" ? "the last norm’s bias" : `the bias of attention ${layer}`;
+	if (part === "norm.bias") return "the last norm’s bias";
+	if (part === "head.bias") return "the output’s bias";
+	if (rest === "bias") return `the bias of attention ${layer}`;
 	return rest.startsWith("n")
 		? `neuron ${rest.slice(1)} of layer ${layer}`
 		: `head ${layer}.${rest}`;

@@ -76,11 +76,10 @@ export class Texts {
 			text: answer.pieces[i].text,
 			special: Boolean(answer.pieces[i].special),
 		}));
-		const whole = tokens.map((/** @type {{text: string}} */ token) => token.text).join("");
 		/** @type {TokenizedText} */
 		const made = {
 			id: answer.text,
-			text: "text" in wanted ? wanted.text : whole,
+			text: "text" in wanted ? wanted.text : answer.whole,
 			wanted,
 			tokens,
 			left: answer.cut,
@@ -112,7 +111,8 @@ export class Texts {
 	 */
 	record(run, text) {
 		const ids = text.tokens.map(({ id }) => id);
-		const answer = { text: text.id, ids, pieces: text.tokens, cut: text.left };
+		const { id, tokens, left, text: whole } = text;
+		const answer = { text: id, ids, pieces: tokens, cut: left, whole };
 		return [`texts:${keyOf(run, text.wanted)}`, answer];
 	}
 }

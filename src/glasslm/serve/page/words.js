@@ -5,9 +5,10 @@ const THOUSANDS = new Intl.NumberFormat("en-US");
 const MAX_GLYPHS = 24; // of a token in a sentence
 const INVISIBLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Co}\p{Cn}\p{Cs}]/u;
 
-/** @param {number} x @param {number} [digits] */
+/** JSON has null for NaN. @param {number | null | undefined} x @param {number} [digits] */
 export function fixed(x, digits = 2) {
-	if (!Number.isFinite(x)) return Number.isNaN(x) ? "–" : x > 0 ? "∞" : `${MINUS}∞`;
+	if (typeof x !== "number" || Number.isNaN(x)) return "–";
+	if (!Number.isFinite(x)) return x > 0 ? "∞" : `${MINUS}∞`;
 	const text = Math.abs(x).toFixed(digits);
 	return (x < 0 && Number(text) !== 0 ? MINUS : "") + text;
 }
@@ -19,6 +20,7 @@ export function signed(x, digits = 2) {
 
 /** Two or three significant digits. @param {number} x */
 export function significant(x) {
+	if (!Number.isFinite(x)) return fixed(x);
 	const size = Math.abs(x);
 	if (size === 0) return "0";
 	if (size >= 0.1) return fixed(x, size >= 100 ? 0 : 2);

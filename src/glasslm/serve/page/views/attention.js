@@ -239,7 +239,7 @@ function describeWeight(scene, { layer, head }, t) {
 	const name = `head ${headName(layer, head)}`;
 	if (t > scene.t) return ["not yet read: hidden from here", name];
 	const text = quotedWhole(scene.text.tokens[t].text);
-	const weight = fixed(weights(scene)?.at(layer, head, t) ?? NaN, 3);
+	const weight = fixed(weights(scene)?.at(layer, head, t), 3);
 	return [`${weight} on ${text}, ${scene.t - t} back`, `${name} · click: where it comes from`];
 }
 

@@ -15,7 +15,6 @@ const RATES = ["0.001", "0.01", "0.1"];
 const SPAN = 1000; // between the largest norm and the one that is drawn faintest
 const FAINTEST = 0.04;
 const POWER = 0.8; // of a matrix's norm
-const MOST_COLUMNS = 12; // of the table of matrices
 const GAINS = 1e-6; // nats; smaller changes are rounding
 const NORMS = "norm of the gradient of each weight matrix";
 const STEP_PASSES = 8; // forward passes that cost as much as a step
@@ -92,7 +91,7 @@ export const backward = {
 	},
 
 	rows(scene) {
-		const { places, stream, names, weights } = gradients(scene);
+		const { places, stream, parameters, norms } = gradients(scene);
 		const { nats_before: before, nats_after: after } = scene.answer(stepAsk(scene))?.arrays ?? {};
 		const tokens = scene.text.tokens;
 		return [
@@ -100,7 +99,7 @@ export const backward = {
 			...places.map((place, i) => [place, ...tokens.map((_, t) => stream.at(i, t))]),
 			["loss before, nats", ...tokens.map((_, t) => (t ? before.at(t) : ""))],
 			["loss after, nats", ...tokens.map((_, t) => (t ? after.at(t) : ""))],
-			...names.map((name, i) => [name, weights.at(i), ...tokens.slice(1).map(() => "")]),
+			...parameters.map((name, i) => [name, norms.at(i), ...tokens.slice(1).map(() => "")]),
 		];
 	},
 
@@ -125,8 +124,13 @@ export const backward = {
 			return {
 				value: fixed(weights.at(i), 4),
 				words: [`norm of the gradient of ${names[i]}, of the loss on ${goal} alone`],
-				name: `gradient/${names[i]}`,
-				python: (code) => withNorm(code, ""),
+				name: `gradient/${names[i].replace("*", "0")}`,
+				python: (code) => {
+					if (!names[i].includes("*")) return `np.linalg.norm(${code})`;
+					const one = code.replaceAll("'g", "f'g").replaceAll("experts.0", "experts.{i}");
+					const n = scene.run.config.experts;
+					return `np.linalg.norm([np.linalg.norm(${one}) for i in range(${n})])`;
+				},
 			};
 		}
 		const [i, t] = key.map(Number);
@@ -135,28 +139,26 @@ export const backward = {
 			value: significant(stream.at(i, t)),
 			words: [`norm of the gradient ${streamWords(i)}, position ${t}, of the loss on ${goal}`],
 			name: `gradient/${places[i]}`,
-			python: (code) => withNorm(code, `[${t}]`),
+			python: (code) => `np.linalg.norm(${code}[${t}])`,
 			shape: `(${scene.length}, ${scene.run.config.width})`,
 		};
 	},
 };
 
-/** The last line of Python in a norm. @param {string} code @param {string} index */
-function withNorm(code, index) {
-	const lines = code.split("\n");
-	const last = lines.pop();
-	return [...lines, `np.linalg.norm(${last}${index})`].join("\n");
-}
-
 /** @param {Scene} scene */
 function gradients(scene) {
 	const answer = scene.answer(backwardAsk(scene));
-	const { stream, weights } = answer?.arrays ?? {};
+	const { stream, weights: norms, joined } = answer?.arrays ?? {};
+	/** @type {string[]} */
+	const parameters = answer?.header.names ?? [];
 	return {
 		stream,
-		weights,
+		norms,
+		weights: joined ?? norms,
 		places: /** @type {string[]} */ (answer?.header.places ?? []),
-		names: /** @type {string[]} */ (answer?.header.names ?? []),
+		parameters,
+		/** With all experts as one. @type {string[]} */
+		names: answer?.header.joined ?? parameters,
 	};
 }
 
@@ -203,7 +205,7 @@ function matrices(scene) {
 	const others = [];
 	names.forEach((name, i) => {
 		const found = /^blocks\.(\d+)\.(?:attention|feedforward)\.(.+)$/.exec(name);
-		const isMatrix = found && /^[a-z]+\.(weight|lora_[ab])$/.test(found[2]);
+		const isMatrix = found && /^([a-z*]+\.)+(weight|lora_[ab])$/.test(found[2]);
 		if (!found || !isMatrix) {
 			if (!name.startsWith("blocks.")) others.push(i);
 			return;
@@ -212,7 +214,7 @@ function matrices(scene) {
 		const rows = table.get(column) ?? new Map();
 		table.set(column, rows.set(found[1], i));
 	});
-	const columns = [...table.keys()].slice(0, MOST_COLUMNS);
+	const columns = [...table.keys()];
 	const cell = (/** @type {number} */ i) => {
 		const key = `backward.matrix.${i}`;
 		return {

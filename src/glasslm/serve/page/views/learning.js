@@ -316,7 +316,7 @@ function sideTable(scene, compared) {
 	/** @type {[string, string[]][]} */
 	const rows = [
 		["weights", sides.map(({ run }) => count(run.parameters))],
-		["validation loss", sides.map(({ checkpoint }) => fixed(checkpoint.val_loss ?? NaN, 3))],
+		["validation loss", sides.map(({ checkpoint }) => fixed(checkpoint.val_loss, 3))],
 		["bits per byte of this text", read.map((x) => fixed(x?.header.bits_per_byte, 3))],
 		["first choices here", read.map((x) => firstChoices(scene, x))],
 		...KINDS.map(({ kind, long }) => {
@@ -329,7 +329,7 @@ function sideTable(scene, compared) {
 	];
 	if (scene.target !== null) {
 		const words = `surprise of ${quoted(scene.token(scene.target))}, nats`;
-		rows.splice(3, 0, [words, read.map((x) => fixed(x?.arrays.nats.at(next) ?? NaN))]);
+		rows.splice(3, 0, [words, read.map((x) => fixed(x?.arrays.nats.at(next)))]);
 	}
 	const head = ["", ...sides.map((side) => sideName(scene, side))];
 	return table([head, ...rows.map(([name, cells]) => [name, ...cells])]);

@@ -31,12 +31,11 @@ function losses(scene) {
 		.filter((t) => t > 0 && nats.at(t) > ngram.at(t) + MARGIN_NATS);
 }
 
-/** @param {Scene} scene @param {Tensor} [nats] */
-function meanNats(scene, nats = readings(scene).nats) {
-	let sum = 0;
-	for (let t = 1; t < scene.length; t++) sum += nats.at(t);
-	return sum / (scene.length - 1);
-}
+/** A special token has no bytes, so no n-gram. @param {Tensor} [nats] */
+const knownNats = (nats) => Array.from(nats?.data ?? []).filter((x) => !Number.isNaN(x));
+
+/** @param {number[]} numbers */
+const meanOf = (numbers) => numbers.reduce((a, b) => a + b, 0) / numbers.length;
 
 /** @type {View} */
 export const read = {
@@ -50,18 +49,19 @@ export const read = {
 
 	sentence(scene) {
 		if (scene.length < 2) return ["One token alone is predicted by nothing: add more text."];
-		const { header, ngram, order } = readings(scene);
+		const { header, nats, ngram, order } = readings(scene);
 		const better = losses(scene).length;
-		const mean = fixed(meanNats(scene, ngram));
+		const others = knownNats(ngram);
 		return [
-			number(fixed(meanNats(scene)), "read.mean"),
-			` nats a ${scene.unit} here, `,
-			number(fixed(header.bits_per_byte), "read.bits"),
-			" bits per byte. ",
-			...(ngram
+			number(fixed(meanOf(knownNats(nats))), "read.mean"),
+			` nats a ${scene.unit} here`,
+			...(header.bits_per_byte === null
+				? [". "]
+				: [", ", number(fixed(header.bits_per_byte), "read.bits"), " bits per byte. "]),
+			...(others.length
 				? [
-						`A ${order}-gram has ${mean} nats, and does better at `,
-						strong(`${count(better)} of ${count(scene.length - 1)}`),
+						`A ${order}-gram of bytes has ${fixed(meanOf(others))} nats, and does better at `,
+						strong(`${count(better)} of ${count(others.length)}`),
 						` ${scene.unit}s.`,
 					]
 				: []),
@@ -103,7 +103,7 @@ export const read = {
 							"span",
 							{ class: "key under" },
 							el("i", { style: { width: "18px" } }),
-							`${order}-gram: what followed the last ${order - 1} ${scene.unit}s in the training text`,
+							`${order}-gram: what followed the last ${order - 1} bytes in the training text`,
 						),
 						`▲ where the ${order}-gram is better by ${MARGIN_NATS} nats or more`,
 					]
@@ -130,11 +130,12 @@ export const read = {
 		const shape = `(${scene.length - 1},)`;
 		if (kind === "mean") {
 			const words = [`the mean surprise of the ${scene.unit}s after the first`];
-			const value = `${fixed(meanNats(scene), 4)} nats`;
+			const value = `${fixed(meanOf(knownNats(nats)), 4)} nats`;
 			return { value, words, name: "nats", index: ".mean()", shape };
 		}
+		if (kind === "bits" && header.bits_per_byte === null) return null;
 		if (kind === "bits") {
-			const bits = (meanNats(scene) * (scene.length - 1)) / Math.LN2;
+			const bits = (meanOf(knownNats(nats)) * (scene.length - 1)) / Math.LN2;
 			const bytes = Math.round(bits / header.bits_per_byte);
 			const words = [
 				`surprise in bits over the ${count(bytes)} bytes after the first ${scene.unit}`,

@@ -209,10 +209,14 @@ function shares(scene) {
 		const cells = own.map((part) => cell(part));
 		rows.push(row(isWide ? `layer ${l}` : `${l}`, cells, total));
 	}
-	if (parts.includes("norm.bias")) {
-		const own = share(parts.indexOf("norm.bias"));
+	for (const [part, long, short] of [
+		["norm.bias", "last norm", "norm"],
+		["head.bias", "output", "out"],
+	]) {
+		if (!parts.includes(part)) continue;
+		const own = share(parts.indexOf(part));
 		sum += own;
-		rows.push(row(isWide ? "last norm" : "norm", [cell("norm.bias", across)], own));
+		rows.push(row(isWide ? long : short, [cell(part, across)], own));
 	}
 	const least = (isWide ? 74 : 34) + titles.length * 42;
 	return numberGrid(
@@ -344,6 +348,7 @@ function activationName(part) {
 	const [layer, rest] = part.split(".");
 	if (rest === undefined) return "embedding";
 	if (layer === "norm") return "norm";
+	if (layer === "head") return "logits";
 	if (rest === "feedforward") return `blocks.${layer}.feedforward`;
 	return rest === "bias" ? `blocks.${layer}.attention` : `blocks.${layer}.attention.heads`;
 }
