@@ -51,11 +51,12 @@ def adaptable_matrices(c: ModelConfig, family: Family) -> dict[str, AdaptableMat
         parts.setdefault(name.removeprefix(f"{names.layers}.0."), []).append(word)
     last_words = {path.rpartition(".")[2] for path in parts}
     is_short = len(last_words) == len(parts)  # not in GPT-2, which has c_proj twice
+    rows = {path: _rows(c, modules, names.fused_by_head) for path, modules in parts.items()}
     return {
         f"{names.layers}.{i}.{path}": AdaptableMatrix(
             path.rpartition(".")[2] if is_short else path,
             tuple(f"blocks.{i}.{module}" for module in modules),
-            _rows(c, modules, names.fused_by_head),
+            rows[path],
         )
         for i in range(c.n_layers)
         for path, modules in parts.items()
