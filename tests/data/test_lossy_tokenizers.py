@@ -173,6 +173,18 @@ def test_streams_wait_for_whole_characters_and_pass_over_special_tokens() -> Non
     assert stream.flush() == "\ufffd"
 
 
+@pytest.mark.parametrize("prompt", ["語語語", "語語語🎭", "éééééa語語", "the 語語語 "])
+def test_a_prompt_that_ends_in_bytes_leaves_the_next_characters_whole(prompt: str) -> None:
+    """Wherever the tokens that the decoder remembers begin."""
+    tokenizer = SubwordTokenizer(llama().to_str())
+    ids = tokenizer.encode(f"{prompt}語🎭 the").tolist()
+    start = len(tokenizer.encode(prompt))
+    stream = StreamDecoder(tokenizer, ids[:start])
+    pieces = [stream.push(token) for token in ids[start:]]
+    assert "".join(pieces) + stream.flush() == "語🎭 the"
+    assert pieces[2] == "語"
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run of a lossy tokenizer, and one of bytes on the same text."""

@@ -23,6 +23,7 @@ Array = np.ndarray[Any, Any]
 TOKENIZER = CharTokenizer("".join(map(chr, range(48, 48 + 37))))
 SMALL = ModelConfig(d_model=32, n_layers=2, n_heads=4, block_size=24, lora_rank=3, lora_alpha=7.5)
 GPT2: dict[str, Any] = {"norm": "layernorm", "feedforward": "gelu", "position": "learned"}
+ROPE: dict[str, Any] = {"norm": "layernorm", "feedforward": "gelu", "tie_embeddings": False}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama untied": {"tie_embeddings": False, "n_kv_heads": 2, "bias": True},
@@ -37,7 +38,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": True, "n_kv_heads": 2},
     "gpt2": GPT2 | {"bias": True},
     "gpt2 untied": GPT2 | {"tie_embeddings": False, "position": "sinusoidal"},
-}
+    "gpt_neo": GPT2 | {"attention_scale": 1.0, "window": 5, "attention_pattern": "fw"},
+    "opt": GPT2 | {"feedforward": "relu", "norm_position": "post"},
+    "gpt_neox": ROPE | {"residual": "parallel", "partial_rotary_factor": 0.5},
+    "phi": ROPE | {"residual": "parallel_one_norm", "bias_targets": "norm,q,k,v,o,mlp,head"},
+    "starcoder2": ROPE | {"n_kv_heads": 2},
+    "stablelm": {"norm": "layernorm", "n_kv_heads": 2},
+    "phi3": {"partial_rotary_factor": 0.5, "n_kv_heads": 2},
+    "gemma2": {
+        "norm": "rmsnorm1p", "norm_position": "sandwich", "feedforward": "geglu",
+        "scale_embeddings": True,
+    },
+}  # fmt: skip
 
 
 def make_config(kind: str, **changes: Any) -> ModelConfig:
@@ -56,11 +68,13 @@ def random_weights(config: ModelConfig, seed: int = 1) -> dict[str, Array]:
 
 
 def make_run(
-    folder: Path, config: ModelConfig, weights: dict[str, Array]
+    folder: Path, config: ModelConfig, weights: dict[str, Array], **record: Any
 ) -> tuple[Run, Checkpoint]:
-    """A run with these weights."""
+    """A run with these weights; `record` holds further keys of its run.json."""
     whole = RunConfig(model=config).resolve()
-    run_folder.create_run(folder, make_record(whole, TOKENIZER, ""), TOKENIZER.to_json())
+    run_folder.create_run(
+        folder, {**make_record(whole, TOKENIZER, ""), **record}, TOKENIZER.to_json()
+    )
     run = Run(folder)
     if config.lora_rank:
         checkpoint.save_base(

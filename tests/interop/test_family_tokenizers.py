@@ -19,6 +19,8 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import glasslm
+from glasslm.data.chat.chat_template import ChatTemplate
+from glasslm.data.tokenizers import SubwordTokenizer
 from glasslm.interop import families, hf
 from glasslm.interop.model_export import load_export
 from glasslm.interop.model_import import import_model
@@ -209,3 +211,28 @@ def test_tokenizer_special_tokens_and_template_come_back(name: str, tmp_path: Pa
         assert written["bos_token_id"] == before.bos_token_id
         assert written["pad_token_id"] == before.pad_token_id
     assert read_json(tmp_path / "back" / "config.json")["model_type"] == model_type
+
+
+@pytest.mark.parametrize("make", [llama2, gemma], ids=("Prepend", "no prefix"))
+def test_a_chat_has_the_ids_of_transformers(make: Callable[[], Any]) -> None:
+    """Also where the tokenizer writes a space before a text: an answer is no text of its own."""
+    theirs = make()
+    theirs.chat_template = TEMPLATE
+    settings = {"chat_template": TEMPLATE} | {role: getattr(theirs, role) for role in ROLES}
+    tokenizer = SubwordTokenizer(theirs.backend_tokenizer.to_str())
+    chat = ChatTemplate(settings, tokenizer)
+    talk = [*MESSAGES, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "a hat"}]
+    for messages in (talk[:1], talk[:3]):
+        ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert chat.encode_prompt(messages) == ids
+    ids, is_answer = chat.encode_conversation(talk)
+    assert ids.tolist() == theirs.apply_chat_template(talk, return_dict=False)
+    answers = theirs.decode(ids[is_answer]).replace(" ", "")
+    assert answers == f"sat{theirs.eos_token}ahat{theirs.eos_token}"
+
+    talk[2]["content"] = f"the {theirs.eos_token} cat"
+    spelled, is_spelled_answer = chat.encode_conversation(talk)
+    assert (spelled == theirs.eos_token_id).sum() == (ids == theirs.eos_token_id).sum()
+    assert spelled[is_spelled_answer].tolist() == ids[is_answer].tolist()
+    text = theirs.apply_chat_template(talk, tokenize=False)
+    assert theirs.decode(spelled).replace(" ", "") == text.replace(" ", "")

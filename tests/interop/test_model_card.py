@@ -108,6 +108,37 @@ def test_the_card_has_the_facts_of_the_run(run_dir: Path) -> None:
     assert "not compared" in model_card.render_card(model, None)
 
 
+WINDOW = "a token attends to the last 8 tokens, itself included"
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({"window": 8}, ["| norm | rmsnorm, before each sublayer |", f"| window | {WINDOW} |"]),
+        (
+            {"norm": "layernorm", "norm_position": "post", "feedforward": "gelu",
+             "position": "learned"},
+            ["| norm | layernorm, after each sum |"],
+        ),
+        (
+            {"norm": "rmsnorm1p", "norm_position": "sandwich", "feedforward": "geglu",
+             "scale_embeddings": True, "window": 8, "attention_pattern": "wf"},
+            ["| norm | rmsnorm1p, before and after each sublayer |",
+             f"| window | {WINDOW} in {{window_layers}} of {{layers}} layers |"],
+        ),
+    ],
+)  # fmt: skip
+def test_the_card_says_where_norms_and_windows_are(
+    changes: dict[str, Any], rows: list[str], run_dir: Path
+) -> None:
+    model = model_export.load_export(str(run_dir))
+    config = dataclasses.replace(model.config, **changes)
+    text = model_card.render_card(dataclasses.replace(model, config=config), None)
+    layers = config.n_layers
+    for row in rows:
+        assert row.format(window_layers=(layers + 1) // 2, layers=layers) in text
+
+
 def test_the_card_names_baselines_that_read_no_special_tokens(tmp_path: Path) -> None:
     few = {"special_tokens": ("<e>",), "val_fraction": 0.2, "max_steps": 1, "sample_interval": 0}
     train(write_text(tmp_path / "text.txt"), tmp_path / "run", **few)

@@ -27,6 +27,7 @@ from glasslm.engines.factory import make_engine
 from glasslm.errors import InputError
 from glasslm.interop import hf, model_export, peft_files, peft_settings
 from glasslm.interop.model_export import ModelExport, largest_difference
+from glasslm.interop.peft_matrices import AdaptableMatrix
 
 # peft 0.21 looks at a name that transformers 5.23 would like to lose
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -47,6 +48,16 @@ QUICK = {
     ("gpt2", "v,k"),
     ("gpt2", "k"),
     ("gpt2 untied", "q,o,down"),
+    ("gpt_neo", ALL[False]),
+    ("opt", "q,o,down"),
+    ("gpt_neox", "v,k"),
+    ("gpt_neox", ALL[False]),
+    ("phi", "q,o,down"),
+    ("starcoder2", ALL[False]),
+    ("stablelm", "q,o,down"),
+    ("phi3", "v,k"),
+    ("phi3", ALL[True]),
+    ("gemma2", "q,o,down"),
 }
 
 
@@ -221,8 +232,10 @@ def test_adapters_of_a_matrix_that_transformers_does_not_have_are_refused_with_t
 ) -> None:
     config = make_config("llama", lora_targets="q,v")
     run, checkpoint = make_run(tmp_path / "run", config, random_weights(config))
-    paths = {"model.layers.0.self_attn.q_proj": ("blocks.0.attention.q",)}
-    monkeypatch.setattr(peft_files, "_adaptable_matrices", lambda c: paths)
+    rows = np.arange(config.d_model, dtype=np.int64)
+    matrix = AdaptableMatrix("q_proj", ("blocks.0.attention.q",), (rows,))
+    paths = {"model.layers.0.self_attn.q_proj": matrix}
+    monkeypatch.setattr(peft_files, "adaptable_matrices", lambda c, family: paths)
     with pytest.raises(InputError, match=r"does not have \(v\).*--lora-targets q,"):
         peft_files.write(run, checkpoint, tmp_path / "out", "base")
     assert not (tmp_path / "out").exists()
@@ -265,11 +278,22 @@ THEIRS: dict[str, tuple[str, dict[str, Any], str]] = {
     "GPT-2, as peft chooses": ("gpt2", {"fan_in_fan_out": True, "r": 3}, "q,k,v"),
     "GPT-2, every layer": ("gpt2 untied", {"target_modules": ["c_attn", "c_proj", "c_fc"],
         "fan_in_fan_out": True, "r": 6}, "q,k,v,o,up,down"),
+    "GPT-NeoX, as peft chooses": ("gpt_neox", {"r": 3}, "q,k,v"),
+    "GPT-Neo, every layer": ("gpt_neo", {"target_modules": "all-linear"}, "q,k,v,o,up,down"),
+    "OPT": ("opt", {"target_modules": ["q_proj", "out_proj", "fc1"]}, "q,o,up"),
+    "Phi": ("phi", {"target_modules": ["k_proj", "dense", "fc2"]}, "k,o,down"),
+    "Phi-3, every layer": ("phi3", {"target_modules": "all-linear"}, "q,k,v,o,gate,up,down"),
+    "StarCoder2": ("starcoder2", {"target_modules": ["q_proj", "c_fc", "c_proj"]}, "q,up,down"),
     "GPT-2, one c_proj": ("gpt2", {"target_modules": ["mlp.c_proj"], "fan_in_fan_out": True},
         "down"),
 }  # fmt: skip
 
 
+# Dense adapters of a matrix with several parts are several adapters here.
+DENSE = {
+    "GPT-2, as peft chooses", "GPT-2, every layer", "GPT-NeoX, as peft chooses",
+    "Phi-3, every layer",
+}  # fmt: skip
 SLOW = {
     "dropout",
     "normal start",
@@ -312,9 +336,7 @@ def test_adapters_that_peft_wrote_compute_the_same_here(
     assert (
         largest_difference(expected, peft_files.logits(base, tmp_path / "back", tokens)) < TOLERANCE
     )
-    if targets != "q,k,v" and "c_attn" not in str(
-        settings
-    ):  # dense ones of c_attn are three adapters here
+    if name not in DENSE:
         assert_equal(
             load_file(tmp_path / "back" / peft_files.WEIGHTS_FILE),
             load_file(tmp_path / "theirs" / peft_files.WEIGHTS_FILE),

@@ -1,9 +1,11 @@
 """An imported PEFT folder is compared with PEFT: a misreading imports nothing."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -16,6 +18,8 @@ from glasslm.errors import InputError
 from glasslm.interop import model_import, peft_files
 from glasslm.interop.peft_files import Adapters
 from glasslm.model.adapters import without_adapters
+from glasslm.runs import checkpoint as checkpoints
+from small_runs import read_json
 
 # peft 0.21 looks at a name that transformers 5.23 would like to lose
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -44,9 +48,9 @@ def test_an_import_that_agrees_with_peft_says_nothing_and_another_one_is_refused
     assert not notes
     read = peft_files.read
 
-    def misread(path: Path, config: object) -> tuple[object, Adapters]:
+    def misread(path: Path, config: object, model_type: str) -> tuple[object, Adapters]:
         """With half of the scale, which leaves every shape as it is."""
-        model, adapters = read(path, config)  # type: ignore[arg-type]
+        model, adapters = read(path, config, model_type)  # type: ignore[arg-type]
         return dataclasses.replace(model, lora_alpha=model.lora_alpha / 2), adapters
 
     monkeypatch.setattr(peft_files, "read", misread)
@@ -65,3 +69,36 @@ def test_without_peft_a_note_says_that_nothing_was_compared(
     assert notes == [
         "note: logits not compared: peft is not installed: pip install 'glasslm[interop]'"
     ]
+
+
+def test_adapters_have_the_names_of_the_family_that_the_base_was_imported_as(
+    tmp_path: Path,
+) -> None:
+    """A Phi-3 could be a Llama, whose names are other ones."""
+    config = make_config("llama", lora_targets="v,up")
+    weights = random_weights(config)
+    frozen = {name: array for name, array in weights.items() if ".lora_" not in name}
+    imported = {"model_type": "phi3", "sha256": {}}
+    base, _ = make_run(tmp_path / "base", without_adapters(config), frozen, imported=imported)
+    source = {"run": str(base.path), "step": 5}
+    tuned, checkpoint = make_run(tmp_path / "tuned", config, weights, base=source)
+    peft_files.write(tuned, checkpoint, tmp_path / "adapter", None)
+    settings = read_json(tmp_path / "adapter" / "adapter_config.json")
+    assert settings["target_modules"] == ["qkv_proj", "gate_up_proj"]
+    assert peft_files.base_export(tuned, checkpoint).family.model_type == "phi3"
+
+    notes: list[str] = []
+    run = model_import.import_model(
+        tmp_path / "adapter", str(base.path), tmp_path / "run", "", notes.append
+    )
+    assert not notes  # compared with PEFT
+    for name, array in checkpoints.load(run, "best").weights().items():
+        np.testing.assert_array_equal(array, weights[name])
+    values = {"model_type": "phi3"}
+    (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    other, checkpoint = make_run(tmp_path / "other", config, weights)  # of no known base
+    peft_files.write(other, checkpoint, tmp_path / "named", str(tmp_path))
+    assert read_json(tmp_path / "named" / "adapter_config.json") == settings
+
+    with pytest.raises(InputError, match=r"expected some of .*q_proj"):
+        peft_files.read(tmp_path / "adapter", without_adapters(config))

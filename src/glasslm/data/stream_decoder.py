@@ -25,7 +25,7 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         # With joined words: the ids that were shown last, on which the next text depends, and
         # those that are not shown yet.
-        self._shown, self._waiting = list(context[-CONTEXT_TOKENS:]), list[int]()
+        self._shown, self._waiting = self._last_tokens(context), list[int]()
 
     def push(self, token_id: int) -> str:
         """The characters that this token completes."""
@@ -41,6 +41,18 @@ class StreamDecoder:
             return self._decoder.decode(b"", final=True)
         return self._show(self._waiting_text())
 
+    def _last_tokens(self, context: Sequence[int]) -> list[int]:
+        """The last ids of `context`, from the first byte of a character on.
+
+        A decoder replaces all bytes of a row that begins inside a character, also the whole
+        characters after it.
+        """
+        start = max(0, len(context) - CONTEXT_TOKENS)
+        token_bytes = self._tokenizer.token_bytes
+        while start and _is_inside_character(token_bytes[context[start]]):
+            start -= 1
+        return list(context[start:])
+
     def _waiting_text(self) -> str:
         """The text that the waiting ids add to that of the shown ones."""
         shown = self._tokenizer.decode(self._shown)
@@ -53,3 +65,8 @@ class StreamDecoder:
             self._shown = self._shown + self._waiting
         self._waiting = []
         return text
+
+
+def _is_inside_character(token: bytes) -> bool:
+    """Whether a token is one byte of UTF-8 that is not the first one of its character."""
+    return len(token) == 1 and 0x80 <= token[0] < 0xC0

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -41,7 +40,7 @@ from glasslm.data.tokenizer_json import (
     uses_byte_level,
 )
 from glasslm.data.tokenizer_probe import require_bounded
-from glasslm.data.unknown_characters import explain_unknown_characters
+from glasslm.data.unknown_characters import explain_unknown_characters, refuse_surrogates
 from glasslm.errors import InputError, explain_system_errors
 from glasslm.text import Notify
 
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
 TokenIds = NDArray[np.uint32]
 
 TOKENIZER_KINDS = ("char", "byte", "bpe", "gpt2")
+CANNOT_EXPRESS = "the tokenizer cannot express the text"
 MIN_ENCODING_S, MIN_CHARACTERS_PER_S = 60.0, 10_000  # of a foreign tokenizer, which may not return
 
 
@@ -129,7 +129,7 @@ class CharTokenizer(Tokenizer):
 
         Raises InputError if there are none, or a surrogate.
         """
-        _refuse_surrogates(alphabet)
+        refuse_surrogates(alphabet)
         self.alphabet = "".join(sorted(set(alphabet)))
         if not self.alphabet:
             raise InputError(
@@ -147,7 +147,7 @@ class CharTokenizer(Tokenizer):
         return CharTokenizer(self.alphabet, tokens)
 
     def encode(self, text: str) -> TokenIds:
-        _refuse_surrogates(text)
+        refuse_surrogates(text)
         return encode_pieces(text, self.special_tokens, self._encode_ordinary)
 
     def _encode_ordinary(self, text: str, start: int) -> TokenIds:
@@ -180,7 +180,7 @@ class ByteTokenizer(Tokenizer):
         return ByteTokenizer(tokens)
 
     def encode(self, text: str) -> TokenIds:
-        _refuse_surrogates(text)
+        refuse_surrogates(text)
         return encode_pieces(
             text,
             self.special_tokens,
@@ -242,7 +242,7 @@ class SubwordTokenizer(Tokenizer):
         return SubwordTokenizer(mark_end(json.loads(library.to_str()), *tokens[:1] or [""]))
 
     def encode(self, text: str) -> TokenIds:
-        _refuse_surrogates(text)
+        refuse_surrogates(text)
         # GPT-2's pattern never looks past the end of a word, so pieces that end there give the ids
         # of the whole text.
         is_own = self.kind in ("bpe", "gpt2")
@@ -253,11 +253,22 @@ class SubwordTokenizer(Tokenizer):
             pieces = [text]
         encodings = call_tokenizers(
             lambda: self._library.encode_batch_fast(pieces, add_special_tokens=False),
-            "the tokenizer cannot express the text",
-            None if is_own else MIN_ENCODING_S + len(text) / MIN_CHARACTERS_PER_S,
+            CANNOT_EXPRESS,
+            None if is_own else _encoding_limit_s(text),
         )
         ids = [np.array(encoding.ids, np.uint32) for encoding in encodings]
         return np.concatenate(ids) if ids else np.zeros(0, np.uint32)
+
+    def encode_with_spans(self, text: str) -> tuple[TokenIds, NDArray[np.int64]]:
+        """(N,) ids of `text`, and (N, 2) where in it each token begins and ends, in characters."""
+        refuse_surrogates(text)
+        encoding = call_tokenizers(
+            lambda: self._library.encode(text, add_special_tokens=False),
+            CANNOT_EXPRESS,
+            _encoding_limit_s(text),
+        )
+        spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        return np.array(encoding.ids, np.uint32), spans
 
     def decode(self, ids: Iterable[int] | NDArray[Any]) -> str:
         """The text of `ids` (N,), with words joined as the file's decoder joins them."""
@@ -369,6 +380,10 @@ def load_gpt2(notify: Notify) -> SubwordTokenizer:
     return SubwordTokenizer(library.to_str())
 
 
+def _encoding_limit_s(text: str) -> float:
+    return MIN_ENCODING_S + len(text) / MIN_CHARACTERS_PER_S
+
+
 def _append_special_tokens(token_bytes: list[bytes], tokens: Iterable[str]) -> dict[str, int]:
     """Append special tokens to a vocabulary; returns their ids."""
     ids = {token: len(token_bytes) + i for i, token in enumerate(tokens)}
@@ -382,17 +397,3 @@ def _as_list(ids: Iterable[int] | NDArray[Any]) -> list[int]:
 
 def _code_points(text: str) -> TokenIds:
     return np.frombuffer(text.encode("utf-32-le"), "<u4")
-
-
-def _refuse_surrogates(text: str) -> None:
-    """Raise InputError for half of a UTF-16 pair, which UTF-8 cannot encode.
-
-    Python decodes arguments that are not UTF-8 into such halves.
-    """
-    if text.isascii():
-        return
-    if lone := re.search("[\ud800-\udfff]", text):
-        raise InputError(
-            f"the text has a lone surrogate U+{ord(lone[0]):04X} at character {lone.start()}: "
-            "the bytes it came from were not UTF-8"
-        )

@@ -1,8 +1,11 @@
-"""The message for characters that a character tokenizer does not know."""
+"""Messages for characters that a tokenizer cannot encode."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
+
+from glasslm.errors import InputError
 
 MAX_NAMED_CHARACTERS = 50
 MAX_KNOWN_CHARACTERS = 200  # of the alphabet, in a message
@@ -37,3 +40,17 @@ def explain_unknown_characters(text: str, alphabet: str, start: int = 0) -> str:
         f"it knows only the {len(alphabet)} characters of its training text: {known!r}. "
         f"{cure} train a model that reads any text with --tokenizer byte or bpe"
     )
+
+
+def refuse_surrogates(text: str) -> None:
+    """Raise InputError for half of a UTF-16 pair, which UTF-8 cannot encode.
+
+    Python decodes arguments that are not UTF-8 into such halves.
+    """
+    if text.isascii():
+        return
+    if lone := re.search("[\ud800-\udfff]", text):
+        raise InputError(
+            f"the text has a lone surrogate U+{ord(lone[0]):04X} at character {lone.start()}: "
+            "the bytes it came from were not UTF-8"
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from glasslm.config.schema import DataConfig
+from glasslm.config.schema import DataConfig, ModelConfig, NormPosition
 from glasslm.data.chat import dialogues
 from glasslm.data.sources import corpora
 from glasslm.data.tokenizers import Tokenizer
@@ -45,6 +45,11 @@ STYLES = {  # by whether it learned conversations
     "it does not follow instructions, and its output is not filtered.",
     True: "It answers in the style of the conversations that it learned. Its statements are not "
     "reliable, and its output is not filtered.",
+}
+NORM_PLACES: dict[NormPosition, str] = {
+    "pre": "before each sublayer",
+    "post": "after each sum",
+    "sandwich": "before and after each sublayer",
 }
 MAX_LISTED_FILES = 10
 MAX_LISTED_TOKENS = 10
@@ -120,11 +125,7 @@ def _architecture(export: ModelExport) -> Rows:
     scaling = (
         f", scaled {c.rope_factor:g} times ({c.rope_scaling})" if c.rope_scaling != "none" else ""
     )
-    window = (
-        [("window", f"a token attends to the last {c.window:,} tokens, itself included")]
-        if c.window
-        else []
-    )
+    window = [("window", _describe_window(c))] if c.window else []
     tokenizer = TOKENIZERS.get(export.tokenizer.kind, "from another program")
     return [
         ("in transformers", f"{hf_config['architectures'][0]} ({hf_config['model_type']})"),
@@ -132,7 +133,7 @@ def _architecture(export: ModelExport) -> Rows:
         ("layers", f"{c.n_layers}, of width {c.d_model:,}"),
         ("attention", f"{c.n_heads} heads of size {c.head_size}{shared}{qk_norm}"),
         ("feed-forward", f"{c.feedforward}, inner width {c.d_ff:,}{experts}"),
-        ("norm", f"{c.norm}, before each sublayer"),
+        ("norm", f"{c.norm}, {NORM_PLACES[c.norm_position]}"),
         ("positions", f"{c.position}{base}{scaling}"),
         ("context", f"{c.block_size:,} tokens"),
         *window,
@@ -140,6 +141,13 @@ def _architecture(export: ModelExport) -> Rows:
         ("tokenizer", f"{tokenizer}, {V:,} tokens"),
         ("special tokens", _special_tokens(export.tokenizer)),
     ]
+
+
+def _describe_window(c: ModelConfig) -> str:
+    """The window, and in how many layers it is where not all layers have it."""
+    n_window_layers = sum(c.layer_kind(layer) == "w" for layer in range(c.n_layers))
+    where = f" in {n_window_layers} of {c.n_layers} layers" if n_window_layers < c.n_layers else ""
+    return f"a token attends to the last {c.window:,} tokens, itself included{where}"
 
 
 def _special_tokens(tokenizer: Tokenizer) -> str:

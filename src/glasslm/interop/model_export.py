@@ -99,8 +99,13 @@ def load_export(name: str, which: CheckpointSelector = "best") -> ModelExport:
     weights = {name: array.astype(np.float32, copy=False) for name, array in merged_weights.items()}
     config = without_adapters(run.config.model).resolve()
     settings = run.record["tokenizer"].get("transformers")
-    model_type = str(run.record.get("imported", {}).get("model_type", ""))
+    model_type = imported_model_type(run)
     return ModelExport(run, checkpoint.step, config, run.tokenizer, weights, settings, model_type)
+
+
+def imported_model_type(run: Run) -> str:
+    """The model type in transformers of an imported model; empty for other runs."""
+    return str(run.record.get("imported", {}).get("model_type", ""))
 
 
 def compute_logits(

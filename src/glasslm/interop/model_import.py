@@ -20,7 +20,7 @@ from glasslm.interop import hf, peft_comparison, peft_files
 from glasslm.interop.hf_special_tokens import TokenSettings
 from glasslm.interop.hf_weights import weight_files
 from glasslm.interop.import_source import require_model_folder
-from glasslm.interop.model_export import ModelExport
+from glasslm.interop.model_export import ModelExport, imported_model_type
 from glasslm.interop.peft_settings import SETTINGS_FILE
 from glasslm.interop.untrusted_json import CONFIG_FILE
 from glasslm.model.adapters import without_adapters
@@ -102,11 +102,12 @@ def _import_adapters(
     folder: Path, base: BaseRun, run_dir: Path, command: str, notify: Notify
 ) -> Path:
     tokenizer, frozen = base.run.tokenizer, base.weights()
-    model, adapters = peft_files.read(folder, base.run.config.model)
+    model_type = imported_model_type(base.run)
+    model, adapters = peft_files.read(folder, base.run.config.model, model_type)
     settings = base.run.record["tokenizer"].get("transformers")
     base_config = without_adapters(base.run.config.model).resolve()
     base_model = ModelExport(
-        base.run, base.checkpoint.step, base_config, tokenizer, dict(frozen), settings
+        base.run, base.checkpoint.step, base_config, tokenizer, dict(frozen), settings, model_type
     )
     peft_comparison.compare_import(folder, base_model, model, adapters, notify)
     origin = _import_record(

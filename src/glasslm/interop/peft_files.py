@@ -1,8 +1,8 @@
 """Write and read LoRA adapters as PEFT's adapter_config.json and adapter_model.safetensors.
 
 Where a matrix of transformers is one matrix of glasslm, an adapter is the same two arrays under
-other names. GPT-2 has q, k and v in one matrix, c_attn: adapters of some of them become one adapter
-of c_attn, whose A stacks their A and whose B has their B as blocks.
+other names. Some families have q, k and v in one matrix, such as GPT-2's c_attn: adapters of some
+of them become one adapter of c_attn, whose A stacks their A and whose B has their B as blocks.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from numpy.typing import NDArray
 from glasslm import files
 from glasslm.config.schema import ADAPTABLE_MATRICES, ModelConfig
 from glasslm.errors import DamagedError, InputError
-from glasslm.interop import families, gpt2, hf, llama, peft_settings
+from glasslm.interop import hf, peft_settings
+from glasslm.interop.families import choose_family
+from glasslm.interop.family import Family
 from glasslm.interop.hf_weights import HFWeights
 from glasslm.interop.import_source import is_hub_name
-from glasslm.interop.model_export import ModelExport
+from glasslm.interop.model_export import ModelExport, imported_model_type
+from glasslm.interop.peft_matrices import AdaptableMatrix, adaptable_matrices
 from glasslm.interop.peft_settings import SETTINGS_FILE, LoraSettings, module_names
+from glasslm.interop.untrusted_json import CONFIG_FILE, read_values
 from glasslm.model.adapters import without_adapters
 from glasslm.model.parameters import parameter_table
 from glasslm.runs.checkpoint import Checkpoint
-from glasslm.runs.run_folder import Run
+from glasslm.runs.run_folder import Run, find_run
 from glasslm.runs.tensor_file import safetensors_chunks
 from glasslm.text import plural
 
@@ -53,31 +57,34 @@ def write(run: Run, checkpoint: Checkpoint, out: Path, base: str | None) -> None
             f"{run.path} has no adapters: fine-tune with `glasslm finetune {run.path} --text-file "
             "PATH --lora-rank 8`, or export the whole model with --to hf"
         )
-    matrices = _adaptable_matrices(without_adapters(c).resolve())
+    plain = without_adapters(c).resolve()
+    family = choose_family(plain, _base_model_type(run, base))
+    matrices = adaptable_matrices(plain, family)
     _require_adaptable(run, matrices)
     hf.require_empty(out)
     hub_name = base if base and is_hub_name(base) else None
     weights = checkpoint.weights()
     arrays: dict[str, Array] = {}
     part_counts: dict[str, int] = {}
-    for path, modules in matrices.items():
-        if adapted := [module for module in modules if _last_word(module) in c.adapted_matrices]:
-            a, b = _stack_adapters(weights, modules, adapted)
+    for path, matrix in matrices.items():
+        words = c.adapted_matrices
+        if adapted := [module for module in matrix.modules if _last_word(module) in words]:
+            a, b = _stack_adapters(weights, matrix, adapted)
             arrays |= {
                 f"{PEFT_PREFIX}{path}.lora_A.weight": a,
                 f"{PEFT_PREFIX}{path}.lora_B.weight": b,
             }
-            part_counts[_target_module(path)] = len(adapted)
+            part_counts[matrix.target] = len(adapted)
     files.make_folder(out)
     files.write_stream(out / WEIGHTS_FILE, safetensors_chunks(arrays, {"format": "pt"}))
     files.write_atomic(out / "README.md", _adapter_card(c, checkpoint.step, hub_name).encode())
-    files.write_json(out / SETTINGS_FILE, _adapter_config(c, part_counts, hub_name))
+    files.write_json(out / SETTINGS_FILE, _adapter_config(c, family, part_counts, hub_name))
 
 
-def _require_adaptable(run: Run, matrices: dict[str, tuple[str, ...]]) -> None:
+def _require_adaptable(run: Run, matrices: dict[str, AdaptableMatrix]) -> None:
     """Raise InputError where PEFT has no place for an adapter of the run."""
     c = run.config.model
-    places = {_last_word(module) for modules in matrices.values() for module in modules}
+    places = {_last_word(module) for matrix in matrices.values() for module in matrix.modules}
     outside = [word for word in c.adapted_matrices if word not in places]
     if not outside:
         return
@@ -104,32 +111,48 @@ def base_export(run: Run, checkpoint: Checkpoint) -> ModelExport:
     step = run.record.get("base", {}).get("step", 0)
     config = without_adapters(run.config.model).resolve()
     settings = run.record["tokenizer"].get("transformers")
-    return ModelExport(run, step, config, run.tokenizer, frozen, settings)
+    model_type = _base_model_type(run, None)
+    return ModelExport(run, step, config, run.tokenizer, frozen, settings, model_type)
+
+
+def _base_model_type(run: Run, base: str | None) -> str:
+    """The model type in transformers of the model that the adapters of a run belong to.
+
+    That is the type of the folder `base`, or the one that the run's base was imported as; empty
+    where there is none.
+    """
+    if base and Path(base, CONFIG_FILE).is_file():
+        return read_values(Path(base, CONFIG_FILE)).string("model_type", "")
+    source = run.record.get("base")
+    if source is None:
+        return ""
+    try:
+        return imported_model_type(Run(find_run(source["run"])))
+    except (InputError, DamagedError):  # the folder was moved, deleted or changed
+        return ""
 
 
 def _stack_adapters(
-    weights: dict[str, Array], modules: tuple[str, ...], adapted: list[str]
+    weights: dict[str, Array], matrix: AdaptableMatrix, adapted: list[str]
 ) -> tuple[Array, Array]:
-    """A (R, in) and B (out, R) of one adapter for a matrix that consists of `modules`.
+    """A (R, in) and B (out, R) of one adapter for a matrix, of whose modules some are `adapted`.
 
-    Some of the modules are `adapted`. R is the sum of the ranks of the adapted modules; B has a
-    block for each and zeros elsewhere.
+    R is the sum of the ranks of the adapted modules; B has a block for each and zeros elsewhere.
     """
     a = np.concatenate([weights[f"{module}.lora_a"] for module in adapted]).astype(
         np.float32, copy=False
     )
-    rank, blocks = len(a) // len(adapted), []
-    for module in modules:
-        block = np.zeros((len(weights[f"{module}.weight"]), len(a)), np.float32)
+    rank = len(a) // len(adapted)
+    b = np.zeros((matrix.height, len(a)), np.float32)
+    for module, rows in zip(matrix.modules, matrix.rows):
         if module in adapted:
             start = adapted.index(module) * rank
-            block[:, start : start + rank] = weights[f"{module}.lora_b"]
-        blocks.append(block)
-    return a, np.concatenate(blocks)
+            b[rows, start : start + rank] = weights[f"{module}.lora_b"]
+    return a, b
 
 
 def _adapter_config(
-    c: ModelConfig, part_counts: dict[str, int], base: str | None
+    c: ModelConfig, family: Family, part_counts: dict[str, int], base: str | None
 ) -> dict[str, Any]:
     """The values of adapter_config.json.
 
@@ -149,7 +172,7 @@ def _adapter_config(
         "alpha_pattern": {target: count * alpha for target, count in stacked.items()},
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": _has_gpt2_family(c),  # GPT-2's matrices are (in, out)
+        "fan_in_fan_out": bool(family.names(c).transposed),  # GPT-2's matrices are (in, out)
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
@@ -183,46 +206,6 @@ model = PeftModel.from_pretrained(base, "the folder of this file")
 """
 
 
-# -- names of the adapted matrices -----------------------------------------------------------------
-
-GPT2_QKV = "attn.c_attn"  # q, k and v, one above the other as (out, in)
-
-
-def _adaptable_matrices(c: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """transformers' path of each matrix that may have an adapter -> glasslm's modules in it.
-
-    Raises InputError for a model that has no architecture in transformers.
-    """
-    gpt2_names = _has_gpt2_family(c)
-    words = [f"attention.{word}" for word in "qkvo"]
-    if not c.n_experts:
-        words += [
-            f"feedforward.{word}" for word in ("gate", "up", "down") if c.is_gated or word != "gate"
-        ]
-    matrices: dict[str, tuple[str, ...]] = {}
-    for i in range(c.n_layers):
-        for word in words:
-            if gpt2_names:
-                path = f"transformer.h.{i}.{gpt2.LINEARS.get(word, GPT2_QKV)}"
-            else:
-                path = f"model.layers.{i}.{llama.MODULES[word]}"
-            matrices[path] = (*matrices.get(path, ()), f"blocks.{i}.{word}")
-    return matrices
-
-
-def _has_gpt2_family(c: ModelConfig) -> bool:
-    """Whether GPT-2 is the model's family. Raises InputError where transformers has none."""
-    return families.choose_family(c).model_type == "gpt2"
-
-
-def _target_module(path: str) -> str:
-    """The entry of target_modules for a matrix of every layer.
-
-    It is the last word of the path; two words for GPT-2, which has c_proj twice.
-    """
-    return path.split(".", 3)[3] if path.startswith("transformer.") else _last_word(path)
-
-
 def _last_word(name: str) -> str:
     return name.rpartition(".")[2]
 
@@ -230,23 +213,22 @@ def _last_word(name: str) -> str:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def read(folder: Path, config: ModelConfig) -> tuple[ModelConfig, Adapters]:
+def read(folder: Path, config: ModelConfig, model_type: str = "") -> tuple[ModelConfig, Adapters]:
     """The adapters in a folder of PEFT: `config` with its lora_* fields, and the arrays.
 
-    Dropout of the adapters is ignored. Raises InputError for adapters that glasslm does not have,
-    and DamagedError for files that are not what they claim.
+    `model_type` is that of the base in transformers, where it was imported. Dropout of the adapters
+    is ignored. Raises InputError for adapters that glasslm does not have, and DamagedError for
+    files that are not what they claim.
     """
     c = without_adapters(config).resolve()
-    adaptable = _adaptable_matrices(c)
+    adaptable = adaptable_matrices(c, choose_family(c, model_type))
     settings = peft_settings.read(folder)
     matrices = {
-        path: modules
-        for path, modules in adaptable.items()
-        if module_names(path) & settings.targets
+        path: matrix for path, matrix in adaptable.items() if module_names(path) & settings.targets
     }
     patterns = settings.ranks.keys() | settings.alphas.keys()
     if not matrices or not patterns <= set().union(*map(module_names, matrices)):
-        names = ", ".join(sorted({_target_module(path) for path in adaptable}))
+        names = ", ".join(sorted({matrix.target for matrix in adaptable.values()}))
         raise InputError(
             f"{folder / SETTINGS_FILE} names matrices that this model does not have: expected some "
             f"of {names}"
@@ -271,7 +253,7 @@ def read(folder: Path, config: ModelConfig) -> tuple[ModelConfig, Adapters]:
 
 
 def _read_arrays(
-    folder: Path, c: ModelConfig, matrices: dict[str, tuple[str, ...]], settings: LoraSettings
+    folder: Path, c: ModelConfig, matrices: dict[str, AdaptableMatrix], settings: LoraSettings
 ) -> dict[str, tuple[Array, Array]]:
     """A (R, in) and B (out, R) of each matrix.
 
@@ -279,12 +261,11 @@ def _read_arrays(
     """
     path, table = folder / WEIGHTS_FILE, parameter_table(c, 1)
     expected: dict[str, tuple[int, ...]] = {}
-    for matrix, modules in matrices.items():
-        shapes = [table[f"{module}.weight"].shape for module in modules]
-        rank, height = settings.rank(matrix), sum(shape[0] for shape in shapes)
+    for name, matrix in matrices.items():
+        width, rank = table[f"{matrix.modules[0]}.weight"].shape[1], settings.rank(name)
         expected |= {
-            f"{PEFT_PREFIX}{matrix}.lora_A.weight": (rank, shapes[0][1]),
-            f"{PEFT_PREFIX}{matrix}.lora_B.weight": (height, rank),
+            f"{PEFT_PREFIX}{name}.lora_A.weight": (rank, width),
+            f"{PEFT_PREFIX}{name}.lora_B.weight": (matrix.height, rank),
         }
     file_shapes = _read_adapter_shapes(path)
     if unexpected := sorted(file_shapes.keys() - expected.keys()):
@@ -328,15 +309,15 @@ def _read_adapter_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _split_adapters(
-    c: ModelConfig, matrices: dict[str, tuple[str, ...]], arrays: dict[str, tuple[Array, Array]]
+    c: ModelConfig, matrices: dict[str, AdaptableMatrix], arrays: dict[str, tuple[Array, Array]]
 ) -> Adapters:
     """The adapters by glasslm's names, from A (R, in) and B (out, R) of each matrix.
 
     Raises InputError where layers have different adapters.
     """
     layers: dict[str, list[str]] = {}
-    for path in matrices:
-        layers.setdefault(_target_module(path), []).append(path)
+    for path, matrix in matrices.items():
+        layers.setdefault(matrix.target, []).append(path)
     adapters = {}
     for target, paths in layers.items():
         pairs = [arrays[path] for path in paths]
@@ -345,17 +326,13 @@ def _split_adapters(
                 f"the adapters of {target} differ between layers: expected the same shapes in all "
                 f"{c.n_layers} layers"
             )
-        parts = len(matrices[paths[0]])
-        used = np.any(
-            [np.stack([rows.any(axis=0) for rows in np.split(b, parts)]) for _, b in pairs], axis=0
-        )
+        blocks = [matrices[path].split_rows(b) for path, (_, b) in zip(paths, pairs)]
+        used = np.any([np.stack([rows.any(axis=0) for rows in layer]) for layer in blocks], axis=0)
         for part, columns in _part_columns(used).items():
-            for path, (a, b) in zip(paths, pairs):
-                module = matrices[path][part]
+            for path, (a, _), layer in zip(paths, pairs, blocks):
+                module = matrices[path].modules[part]
                 adapters[f"{module}.lora_a"] = np.ascontiguousarray(a[columns])
-                adapters[f"{module}.lora_b"] = np.ascontiguousarray(
-                    np.split(b, parts)[part][:, columns]
-                )
+                adapters[f"{module}.lora_b"] = np.ascontiguousarray(layer[part][:, columns])
     return adapters
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from glasslm.data.chat.conversations import Conversation
 from glasslm.data.special_tokens import TokenPattern
-from glasslm.data.tokenizers import TokenIds, Tokenizer
+from glasslm.data.tokenizers import SubwordTokenizer, TokenIds, Tokenizer
 from glasslm.errors import InputError, raise_if_exhausted
 from glasslm.text import to_one_line
 
@@ -94,7 +94,8 @@ class ChatTemplate:
         """The tokens of a whole conversation. Raises InputError as `encode_prompt` does.
 
         An answer begins where the template asks for it and ends with the special token after it. So
-        the tokens of its beginning are those after the prompt that the model gets later.
+        the tokens of its beginning are those after the prompt that the model gets later, unless the
+        tokenizer joins words and its first token began in the prompt.
         """
         messages, sign = self._break_special_tokens(messages)
         text = self.render(messages, asks=False)
@@ -164,24 +165,53 @@ class ChatTemplate:
 
     def _encode(self, text: str, spans: list[tuple[int, int]], sign: str) -> EncodedConversation:
         """The tokens of a rendered text whose answers are at `spans`."""
+        if self.tokenizer.joins_words:
+            return self._encode_whole(text, spans, sign)
         cuts = [0, *(edge for span in spans for edge in span), len(text)]
         pieces = [self._encode_piece(text[i:j], sign) for i, j in itertools.pairwise(cuts)]
         is_answer = [np.full(len(piece), i % 2 == 1) for i, piece in enumerate(pieces)]
         return EncodedConversation(np.concatenate(pieces), np.concatenate(is_answer))
 
+    def _encode_whole(
+        self, text: str, spans: list[tuple[int, int]], sign: str
+    ) -> EncodedConversation:
+        """`_encode` for a tokenizer that may write a space before each text, as SentencePiece does.
+
+        Cut at the answers, the text would get a space at each cut. A token belongs to an answer
+        if one of its characters does.
+        """
+        in_answer = np.zeros(len(text), np.bool_)
+        for begin, end in spans:
+            in_answer[begin:end] = True
+        ids, is_answer, start = [], [], 0
+        for piece, tokenizer in self._pieces(text, sign):
+            assert isinstance(tokenizer, SubwordTokenizer)
+            piece_ids, edges = tokenizer.encode_with_spans(piece.replace(sign, ""))
+            kept = np.array([character != sign for character in piece], np.bool_)
+            counts = np.cumsum([0, *in_answer[start : start + len(piece)][kept]])
+            ids.append(piece_ids)
+            is_answer.append(counts[edges[:, 1]] > counts[edges[:, 0]])
+            start += len(piece)
+        return EncodedConversation(np.concatenate(ids), np.concatenate(is_answer))
+
     def _encode_piece(self, text: str, sign: str) -> TokenIds:
         """(N,) ids of a text in which `sign` breaks the spellings that are no special tokens."""
-        if sign not in text:
-            return self.tokenizer.encode(text)
-        special = self.tokenizer.special_tokens
-        pieces = re.split(f"({self._pattern.pattern})", text)
         parts = [
-            np.array([special[piece]], np.uint32)
-            if piece in special
-            else self._plain_tokenizer.encode(piece.replace(sign, ""))
-            for piece in filter(None, pieces)
+            tokenizer.encode(piece.replace(sign, ""))
+            for piece, tokenizer in self._pieces(text, sign)
         ]
         return np.concatenate(parts)
+
+    def _pieces(self, text: str, sign: str) -> list[tuple[str, Tokenizer]]:
+        """The pieces of `text` and their tokenizers: one that reads special tokens, or none."""
+        if sign not in text:
+            return [(text, self.tokenizer)]
+        special = self.tokenizer.special_tokens
+        pieces = filter(None, re.split(f"({self._pattern.pattern})", text))
+        return [
+            (piece, self.tokenizer if piece in special else self._plain_tokenizer)
+            for piece in pieces
+        ]
 
     def _break_special_tokens(self, messages: Conversation) -> tuple[Conversation, str]:
         """`messages` with a character inside each spelling of a special token, and the character.
