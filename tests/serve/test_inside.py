@@ -205,6 +205,7 @@ def test_read_gives_the_losses_of_the_model(
     read = TEXT[-32:]
     np.testing.assert_allclose(view["nats"][1:], model.losses(read), atol=1e-5)
     assert view.facts["bits_per_byte"] == pytest.approx(model.evaluate(read).bpb, abs=1e-5)
+    assert view.facts["bytes"] == 31
     logprobs = log_probabilities(model.logits(read))
     assert view["top_ids"][-1].tolist() == np.argsort(-logprobs, kind="stable")[:8].tolist()
     np.testing.assert_allclose(view["top_logprobs"][-1], np.sort(logprobs)[::-1][:8], atol=1e-5)

@@ -23,6 +23,7 @@ class Reading(NamedTuple):
     top_ids: NDArray[np.int64]  # (T, TOP) the likeliest next tokens
     top_logprobs: NDArray[np.float64]  # (T, TOP)
     bits_per_byte: float | None  # of all tokens but the first; None where no bytes are known
+    n_bytes: int  # of these tokens
 
 
 def read_text(recorded: RecordedPass) -> Reading:
@@ -39,6 +40,7 @@ def read_text(recorded: RecordedPass) -> Reading:
         top_ids=top_ids,
         top_logprobs=np.take_along_axis(logprobs, top_ids, -1),
         bits_per_byte=float(-after.sum()) / math.log(2) / n_bytes if n_bytes else None,
+        n_bytes=n_bytes,
     )
 
 

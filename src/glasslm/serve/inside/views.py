@@ -30,7 +30,7 @@ def read(subject: Subject) -> tuple[Arrays, Facts]:
         "top_ids": i4(result.top_ids),
         "top_logprobs": f4(result.top_logprobs),
     }
-    return arrays, {"bits_per_byte": result.bits_per_byte}
+    return arrays, {"bits_per_byte": result.bits_per_byte, "bytes": result.n_bytes}
 
 
 def distribution(subject: Subject) -> tuple[Arrays, Facts]:

@@ -5,7 +5,7 @@ const THOUSANDS = new Intl.NumberFormat("en-US");
 const MAX_GLYPHS = 24; // of a token in a sentence
 const INVISIBLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Co}\p{Cn}\p{Cs}]/u;
 
-/** JSON has null for NaN. @param {number | null | undefined} x @param {number} [digits] */
+/** @param {any} x a number, or null as in JSON @param {number} [digits] */
 export function fixed(x, digits = 2) {
 	if (typeof x !== "number" || Number.isNaN(x)) return "–";
 	if (!Number.isFinite(x)) return x > 0 ? "∞" : `${MINUS}∞`;

@@ -31,8 +31,8 @@ function losses(scene) {
 		.filter((t) => t > 0 && nats.at(t) > ngram.at(t) + MARGIN_NATS);
 }
 
-/** A special token has no bytes, so no n-gram. @param {Tensor} [nats] */
-const knownNats = (nats) => Array.from(nats?.data ?? []).filter((x) => !Number.isNaN(x));
+/** Special tokens have no n-gram. @param {Tensor} [nats] */
+const knownNats = (nats) => Array.from(nats?.data ?? []).filter((x) => !isNaN(x));
 
 /** @param {number[]} numbers */
 const meanOf = (numbers) => numbers.reduce((a, b) => a + b, 0) / numbers.length;
@@ -55,9 +55,9 @@ export const read = {
 		return [
 			number(fixed(meanOf(knownNats(nats))), "read.mean"),
 			` nats a ${scene.unit} here`,
-			...(header.bits_per_byte === null
-				? [". "]
-				: [", ", number(fixed(header.bits_per_byte), "read.bits"), " bits per byte. "]),
+			...(header.bytes
+				? [", ", number(fixed(header.bits_per_byte), "read.bits"), " bits per byte. "]
+				: [". "]),
 			...(others.length
 				? [
 						`A ${order}-gram of bytes has ${fixed(meanOf(others))} nats, and does better at `,
@@ -133,14 +133,11 @@ export const read = {
 			const value = `${fixed(meanOf(knownNats(nats)), 4)} nats`;
 			return { value, words, name: "nats", index: ".mean()", shape };
 		}
-		if (kind === "bits" && header.bits_per_byte === null) return null;
-		if (kind === "bits") {
-			const bits = (meanOf(knownNats(nats)) * (scene.length - 1)) / Math.LN2;
-			const bytes = Math.round(bits / header.bits_per_byte);
+		if (kind === "bits" && header.bytes) {
 			const words = [
-				`surprise in bits over the ${count(bytes)} bytes after the first ${scene.unit}`,
+				`surprise in bits over the ${count(header.bytes)} bytes after the first ${scene.unit}`,
 			];
-			const index = `.sum() / np.log(2) / ${bytes}`;
+			const index = `.sum() / np.log(2) / ${header.bytes}`;
 			return { value: fixed(header.bits_per_byte, 4), words, name: "nats", index, shape };
 		}
 		const t = Number(at);

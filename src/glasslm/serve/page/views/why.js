@@ -209,14 +209,11 @@ function shares(scene) {
 		const cells = own.map((part) => cell(part));
 		rows.push(row(isWide ? `layer ${l}` : `${l}`, cells, total));
 	}
-	for (const [part, long, short] of [
-		["norm.bias", "last norm", "norm"],
-		["head.bias", "output", "out"],
-	]) {
+	for (const part of ["norm.bias", "head.bias"]) {
 		if (!parts.includes(part)) continue;
 		const own = share(parts.indexOf(part));
 		sum += own;
-		rows.push(row(isWide ? long : short, [cell(part, across)], own));
+		rows.push(row(isWide ? part : part.slice(0, 4), [cell(part, across)], own));
 	}
 	const least = (isWide ? 74 : 34) + titles.length * 42;
 	return numberGrid(
