@@ -78,9 +78,9 @@ def test_adapters_have_the_names_of_the_family_that_the_base_was_imported_as(
     config = make_config("llama", lora_targets="v,up")
     weights = random_weights(config)
     frozen = {name: array for name, array in weights.items() if ".lora_" not in name}
-    imported = {"model_type": "phi3", "sha256": {}}
+    imported = {"from": "there", "model_type": "phi3", "sha256": {}}
     base, _ = make_run(tmp_path / "base", without_adapters(config), frozen, imported=imported)
-    source = {"run": str(base.path), "step": 5}
+    source = {"run": str(base.path), "step": 5, "data_sha256": ""}
     tuned, checkpoint = make_run(tmp_path / "tuned", config, weights, base=source)
     peft_files.write(tuned, checkpoint, tmp_path / "adapter", None)
     settings = read_json(tmp_path / "adapter" / "adapter_config.json")
