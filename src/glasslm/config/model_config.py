@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Literal, assert_never, cast, get_args
 
 import tyro
@@ -301,7 +300,7 @@ class ModelConfig:
         """The matrices that LoRA adapts: the names in lora_targets."""
         return tuple(word for part in self.lora_targets.split(",") if (word := part.strip()))
 
-    @cached_property  # read for each product of each generated token
+    @property
     def biased_modules(self) -> frozenset[str]:
         """The modules with a bias: the names in bias_targets, or those of --bias."""
         named = frozenset(word for part in self.bias_targets.split(",") if (word := part.strip()))
@@ -328,7 +327,7 @@ class ModelConfig:
             case _:
                 assert_never(mask)
 
-    @cached_property
+    @property
     def layer_kinds(self) -> list[LayerKind]:
         """The kinds of all layers, each once."""
         return sorted({self.layer_kind(layer) for layer in range(self.n_layers)})

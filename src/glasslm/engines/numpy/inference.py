@@ -68,7 +68,7 @@ class AttentionContext:
             cache._last_starts[...] = starts[:, -1]
         self.hidden_masks = {
             kind: self._hidden_mask(c.kind_window(kind), key_positions, counts, starts)
-            for kind in c.layer_kinds
+            for kind in model.layer_kinds
         }
         self.softcap, self.new = c.attention_softcap, model.empty
 
@@ -335,7 +335,7 @@ def _linear(model: Model, i: int, name: str, x: Array) -> Array:
     """x (N, I) -> (N, O): a matrix or a stack of block i, with biases and adapters of its parts."""
     c, w = model.config, model.weights
     y = _product(model, x, model.blocks[i][f"{name}.weight"])
-    if c.biased_modules or c.lora_rank:
+    if model.adds_to_products:
         for part, columns in w.parts(f"blocks.{i}.{name}.weight"):
             if f"{part}.bias" in w.arrays:
                 y[:, columns] += w[f"{part}.bias"]
