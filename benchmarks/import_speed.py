@@ -3,8 +3,9 @@
 Two models with random weights are made, which nobody has to download:
 - the shape of SmolLM2-135M: the peak memory of `glasslm import` (with and without transformers to
   compare with) and of `glasslm generate`, in processes of their own;
-- the shape of Qwen2.5-0.5B in bfloat16: tokens per second of greedy text by `glasslm.load` with the
-  PyTorch engine and by transformers' generate, in turns in one process, on --threads cores.
+- the shape of Qwen2.5-0.5B in bfloat16, or in float32 where the processor has no products of
+  bfloat16: tokens per second of greedy text by `glasslm.load` with the PyTorch engine and by
+  transformers' generate, in turns in one process, on --threads cores.
 
 Memory is the growth of the peak resident memory over that of a process that has only imported the
 same libraries, as a share of the weights' size in float32 (read from /proc: Linux).
@@ -28,9 +29,12 @@ import torch
 import transformers
 
 import glasslm
+from glasslm.config.schema import Precision
 from glasslm.data.tokenizers import ByteTokenizer
+from glasslm.engines.torch.hardware import has_bf16
 from glasslm.interop import hf_tokenizer
 
+PRECISION: Precision = "bf16" if has_bf16("cpu") else "fp32"
 NO_IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 LIBRARIES = "torch,transformers,transformers.models.llama.modeling_llama"
 # Imports the libraries, then runs a command, and prints the growth of the peak memory in bytes.
@@ -127,9 +131,9 @@ def compare_speed(folder: Path, tokens: int, rounds: int, threads: int) -> None:
     measure(
         WITHOUT_TRANSFORMERS + MEASURE, "", "import", str(folder / "model"), "--run-dir", str(run)
     )
-    ours = glasslm.load(run, engine="torch", precision="bf16", threads=threads)
+    ours = glasslm.load(run, engine="torch", precision=PRECISION, threads=threads)
     theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        folder / "model", dtype=torch.bfloat16
+        folder / "model", dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[PRECISION]
     )
     prompt = "Once upon a time"
     ids = torch.tensor([ours.tokenizer.encode(prompt).tolist()])
@@ -174,7 +178,7 @@ def main() -> None:
         if flags.part != "memory":
             folder = Path(name, "large")
             weights = save_random_model(qwen_config(flags.scale), folder / "model")
-            print(f"{weights:,} weights in bfloat16, {flags.threads} threads:")
+            print(f"{weights:,} weights in {PRECISION}, {flags.threads} threads:")
             compare_speed(folder, flags.tokens, flags.rounds, flags.threads)
 
 

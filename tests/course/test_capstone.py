@@ -183,7 +183,7 @@ def test_what_could_not_be_made_is_told_and_the_rest_handed_in(
     text, out = write_text(tmp_path / "text.txt"), tmp_path / "capstone"
     assert (
         cli.main(
-            ["capstone", "--text-file", str(text), "--budget", "3s", "--out", str(out), *WORDS]
+            ["capstone", "--text-file", str(text), "--budget", "6s", "--out", str(out), *WORDS]
         )
         == 1
     )

@@ -94,7 +94,7 @@ MISBEHAVIOUR = {
     ),
     "sleep": ("import time; time.sleep(1000)", "line 2: no end after"),
     "print flood": ("while True: print('x' * 9999)", "no end after"),
-    "memory": ("a = []\n    while True: a.append(bytearray(1 << 26))", "MemoryError"),
+    "memory": ("a = []\n    while True: a.append(bytes(1 << 26))", "MemoryError"),  # not touched
     "exit": ("import os; os._exit(0)", "ended its process"),
     "sys.exit": ("import sys; sys.exit(0)", "line 2: SystemExit"),
     "recursion": ("return silu(x)", "line 2: RecursionError"),
