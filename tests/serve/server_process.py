@@ -184,9 +184,10 @@ def _running(command: list[str]) -> Iterator[ServerProcess]:
             server = ServerProcess(process)
             yield server
         finally:
+            process.kill()
             if server is not None:
                 server.client.close()
-            process.kill()
+                server.all_log()  # its thread must end before `process` closes the file
 
 
 def read_events(response: httpx.Response) -> list[dict[str, Any]]:
