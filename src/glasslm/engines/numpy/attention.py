@@ -98,36 +98,36 @@ def attention(
     out = new((B, T, H, Q))
     outh, tiles = split_heads(out, K), []
     for first in range(0, T, TILE_QUERIES):
-        queries = slice(first, min(first + TILE_QUERIES, T))
-        keys = slice(queries.stop)  # those that causal attention lets the tile see
-        tile = (..., queries, keys)
+        end = min(first + TILE_QUERIES, T)  # also of the keys that causal attention lets it see
+        queries, tile = slice(first, end), np.s_[..., first:end, :end]
         attend_back = _attend(
             qh[..., queries, :],
-            kh[..., keys, :],
-            vh[..., keys, :],
-            biases if biases is None else biases[tile],
+            kh[..., :end, :],
+            vh[..., :end, :],
+            None if biases is None else biases[tile],
             visible[tile],
-            mask if mask is None else mask[tile],
+            None if mask is None else mask[tile],
             softcap,
             new,
             out=outh[..., queries, :],
             is_bounded=bound <= MAX_SAFE_EXPONENT,
         )
-        tiles.append((queries, keys, attend_back))
+        tiles.append((queries, attend_back))
 
     def backward(dout: Array) -> Array:
         delta = np.vecdot(dout, out).reshape(B, T, K, H // K).transpose(0, 2, 3, 1)[..., None]
         douth, dqkv = split_heads(dout, K), new((B, T, H + 2 * K, Q))
         dq, dk, dv = (split_heads(part, K) for part in np.split(dqkv, (H, H + K), axis=2))
-        for queries, keys, attend_back in reversed(tiles):
+        for queries, attend_back in reversed(tiles):
             inputs = douth[..., queries, :], delta[..., queries, :], dq[..., queries, :]
-            if queries.stop == T:  # the first one here: its keys are all keys
+            end = queries.stop
+            if end == T:  # the first one here: its keys are all keys
                 attend_back(*inputs, dk, dv)
                 continue
-            dk_part, dv_part = (new((B, K, 1, queries.stop, Q)) for _ in range(2))
+            dk_part, dv_part = new((B, K, 1, end, Q)), new((B, K, 1, end, Q))
             attend_back(*inputs, dk_part, dv_part)
-            dk[..., keys, :] += dk_part
-            dv[..., keys, :] += dv_part
+            dk[..., :end, :] += dk_part
+            dv[..., :end, :] += dv_part
         dqkv[:, :, :H] *= scale
         return dqkv
 

@@ -230,13 +230,12 @@ def attend(
 
 def _qk_norm(model: Model, i: int, qk: Array) -> Array:
     """Queries and keys (B, T, H + K, Q), each head normalized."""
-    c, w = model.config, model.blocks[i]
+    prefix, H, eps = f"blocks.{i}.attention", model.config.n_heads, model.config.norm_eps
     if norm := model.operations.replaced.get("rms_norm"):
-        return norm(qk, model.qk_gain(f"blocks.{i}.attention"), model.empty, c.norm_eps)[0]
-    unit = divide_by_rms(qk, c.norm_eps)
-    for name, heads in (("q", unit[:, :, : c.n_heads]), ("k", unit[:, :, c.n_heads :])):
-        gain = w[f"attention.{name}_norm.weight"]
-        heads *= gain + 1 if c.norm == "rmsnorm1p" else gain
+        return norm(qk, model.qk_gain(prefix), model.empty, eps)[0]
+    unit = divide_by_rms(qk, eps)
+    unit[:, :, :H] *= model.head_gain(prefix, "q")
+    unit[:, :, H:] *= model.head_gain(prefix, "k")
     return unit
 
 

@@ -106,8 +106,10 @@ class Layers:
 
     def qk_gain(self, prefix: str) -> Array:
         """(H + K, Q): the gain of the queries, then that of the keys, repeated for each head."""
-        c, w = self.config, self.weights
-        gains = [w[f"{prefix}.q_norm.weight"]] * c.n_heads + [
-            w[f"{prefix}.k_norm.weight"]
-        ] * c.n_kv_heads
-        return np.stack(gains) + 1 if c.norm == "rmsnorm1p" else np.stack(gains)
+        q, k = (self.head_gain(prefix, name) for name in ("q", "k"))
+        return np.stack([q] * self.config.n_heads + [k] * self.config.n_kv_heads)
+
+    def head_gain(self, prefix: str, name: str) -> Array:
+        """(Q,): the gain of qk-norm for each head of the queries, "q", or the keys, "k"."""
+        gain = self.weights[f"{prefix}.{name}_norm.weight"]
+        return gain + 1 if self.config.norm == "rmsnorm1p" else gain

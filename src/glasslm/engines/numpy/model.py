@@ -48,10 +48,8 @@ class Model(Layers):
         c = config
         self.blocks = [weights.select(f"blocks.{i}.") for i in range(c.n_layers)]
         # For inference.py, which needs them again for each token.
-        self.layer_kinds, self.adds_to_products = (
-            c.layer_kinds,
-            bool(c.biased_modules or c.lora_rank),
-        )
+        self.layer_kinds = c.layer_kinds
+        self.adds_to_products = bool(c.biased_modules or c.lora_rank)
         dtype = weights.flat.dtype
         self.empty: New = partial(np.empty, dtype=dtype)  # for passes that keep nothing
         tables = POSITIONS[c.position]

@@ -240,9 +240,10 @@ def _has_seed_columns(table: Table, variant: Column) -> bool:
 def _read_seed_columns(table: Table, variant: Column) -> Losses:
     """The losses of a table with a row for each variant and a column for each seed."""
     losses: Losses = {}
+    names = _seed_columns(table, variant)
     for row in table.rows:
         group = losses.setdefault(str(row.cells.get(variant.name)).strip(), {})
-        for name in _seed_columns(table, variant):
+        for name in names:
             value = Column(name).number(row, table)
             if value is not None:
                 group[name] = value if math.isfinite(value) else None

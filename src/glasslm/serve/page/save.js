@@ -36,15 +36,17 @@ export async function saveAs(format, saving) {
 	const file = `${scene.run.name}-${scene.checkpoint.step}${names}`.replace(/[^\w.-]+/g, "_");
 	let note = "";
 	if (format === "CSV") {
-		const hasNumbers = views.filter((view) => whyNoNumbers(scene, view) === null);
-		for (const view of hasNumbers) {
+		const left = [];
+		for (const view of views) {
+			const reason = whyNoNumbers(scene, view);
+			if (reason !== null) {
+				left.push(`${view.title} has no numbers: ${reason}`);
+				continue;
+			}
 			const name = views.length === 1 ? file : `${file}-${view.id}`;
 			download(`${name}.csv`, "text/csv;charset=utf-8", toCsv(view.rows(scene)));
 		}
-		const left = views
-			.filter((view) => !hasNumbers.includes(view))
-			.map((view) => `${view.title} has no numbers: ${whyNoNumbers(scene, view)}`);
-		if (hasNumbers.length === 0) throw new Error(left.join(". "));
+		if (left.length === views.length) throw new Error(left.join(". "));
 		note = ["", ...left].join(". ");
 	} else if (format === "HTML") {
 		const { html, missing } = await savedPage(saving);
