@@ -4,18 +4,19 @@ import contextlib
 import importlib
 import io
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import pytest
 import tyro
 
 import glasslm
-from glasslm.cli import COMMANDS, diagnose, train
+from glasslm.cli import COMMANDS, diagnose, finetune, train
 from glasslm.cli.parsing import choose_recipe, flag_value, parse
 from glasslm.cli.validation import list_arguments
 from glasslm.config.schema import ALIASES, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from glasslm.errors import InputError
+from glasslm.training.fine_tuning import OVERRIDABLE_FIELDS
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,38 @@ def test_checks_know_the_flags_that_help_shows(name: str, monkeypatch: pytest.Mo
             parse(flags_class, ["--help-all"], "glasslm", "")
         shown = set(re.findall(r"^\W{2}(--[a-z][\w-]*)", text.getvalue(), re.MULTILINE))
         labels = {argument.label for argument in arguments if not argument.is_positional}
-        assert shown == labels
+        hidden = getattr(flags_class, "hidden_fields", ())
+        assert shown == labels - {f"--{name.replace('_', '-')}" for name in hidden}
+
+
+@pytest.mark.parametrize(
+    ("argv", "defaults"),
+    [
+        ([], {"lora_rank": "8", "max_steps": "300", "warmup_steps": "20", "corpus": "none"}),
+        (["--full"], {"lora_rank": "0", "lr": "0.003", "eval_interval": "50"}),
+        (["--reward", "names"], {"max_steps": "200", "dropout": "0", "text_file": "that of RUN"}),
+    ],
+)
+def test_the_help_of_finetune_has_the_defaults_of_its_recipe(
+    argv: list[str], defaults: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        finetune.parse([*argv, "--help-all"])
+    text = capsys.readouterr().out
+    expected = {"optimizer": "adamw", "window": "that of RUN", "seed": "that of RUN"}
+    for name, default in (expected | defaults).items():
+        flag = f"^  --{name.replace('_', '-')} "
+        shown = re.search(rf"{flag}.*?\(default:\s(.*?)\)", text, re.MULTILINE | re.DOTALL)
+        assert shown is not None, name
+        assert " ".join(shown[1].split()) == default, name
+    for flag in ("--d-model", "--bias", "--tokenizer", "--special-tokens", "--init-from"):
+        assert f"\n  {flag} " not in text
+
+
+def test_the_fields_that_finetune_hides_are_those_that_must_be_of_the_run() -> None:
+    assert not finetune.FIXED_FIELDS & OVERRIDABLE_FIELDS
+    parts = (ModelConfig, DataConfig, TrainConfig)
+    assert {item.name for part in parts for item in fields(part)} >= finetune.FIXED_FIELDS
 
 
 @pytest.mark.parametrize(

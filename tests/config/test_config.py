@@ -4,13 +4,14 @@ import dataclasses
 import json
 import math
 import re
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glasslm.cli import help_text
 from glasslm.cli.help_text import (
     IMPORTED_MODEL_FIELDS,
     IMPORTED_MODEL_TITLE,
@@ -152,6 +153,18 @@ def test_help_shows_choices_and_defaults_as_values(part: type[Any]) -> None:
         assert is_shown != (field.name == "document_end_id")  # is set at launch; no flag
     for word in ("{None}", "default: None", "default: )"):
         assert word not in shown
+
+
+def test_a_choice_that_may_be_left_out_shows_its_words() -> None:
+    """Literal | None is a typing.Union, and int | None a types.UnionType."""
+
+    @dataclasses.dataclass
+    class Flags:
+        part: Literal["run", "ablation"] | None = None
+        steps: int | None = None
+
+    shown = {name: help_text._metavar(hint) for name, hint in get_type_hints(Flags).items()}
+    assert shown == {"part": "run|ablation", "steps": "INT"}
 
 
 def test_flags_of_imported_models_stand_below_their_own_heading() -> None:

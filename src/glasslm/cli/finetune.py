@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
+from types import SimpleNamespace
+from typing import Annotated, Any
 
 from glasslm.cli.flag_groups import ConfigFlags, JsonFlag, RunArgument, TrackFlag
 from glasslm.cli.outcome import report_outcome
 from glasslm.config.config_fields import optional_flag
-from glasslm.config.schema import ComputeConfig, PreferenceConfig
+from glasslm.config.schema import ComputeConfig, ModelConfig, PreferenceConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.text import print_result
+from glasslm.training.fine_tuning import OVERRIDABLE_FIELDS
 
 DESCRIPTION = """Continue a trained model on other text: train adapters beside its frozen
 weights (LoRA), or train all weights.
@@ -28,14 +30,26 @@ Examples:
 With --preferences or --reward no text is learned, but which answers are
 better than others.
 
-All flags of `glasslm train` work here, with other defaults. The loss on the
-old text is measured as well as the loss on the new one. `glasslm merge` makes
-one model of weights and adapters."""
+The flags of `glasslm train` work here, with other defaults, except those of the
+architecture and the tokenizer, which are those of RUN. The loss on the old text
+is measured as well as the loss on the new one. `glasslm merge` makes one model
+of weights and adapters."""
+
+OF_RUN = "that of RUN"  # the default of a setting that is taken over from the trained model
+# Fields that must be those of RUN. `block_size` may differ, unless positions are learned.
+FIXED_FIELDS = frozenset(
+    [
+        *({field.name for field in fields(ModelConfig)} - OVERRIDABLE_FIELDS),
+        *("tokenizer", "vocab_size", "special_tokens", "init_from"),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(ConfigFlags):
     """The settings of a fine-tuned run."""
+
+    hidden_fields = FIXED_FIELDS
 
     run: RunArgument
     full: bool = False
@@ -88,12 +102,12 @@ def parse(argv: list[str]) -> Flags:
     from glasslm.cli import parsing
     from glasslm.training import fine_tuning
 
-    default = None
+    default: Flags | SimpleNamespace
+    is_preference = bool({"reward", "preferences"} & parsing.given_fields(argv))
     if argv and not argv[0].startswith("-"):
-        words = {word.partition("=")[0] for word in argv}
         make_config = (
             fine_tuning.preference_tuning_config
-            if words & {"--reward", "--preferences"}
+            if is_preference
             else fine_tuning.fine_tuning_config
         )
         config = make_config(fine_tuning.BaseRun(argv[0]), with_adapters="--full" not in argv)
@@ -104,8 +118,13 @@ def parse(argv: list[str]) -> Flags:
             optimizer=config.optimizer,
             train=config.train,
         )
-    elif not parsing.HELP_FLAGS & set(argv):
+    elif parsing.HELP_FLAGS & set(argv):
+        default = _help_defaults("--full" not in argv, is_preference)
+    else:
         raise InputError("RUN comes first, as in glasslm finetune RUN --text-file PATH")
+    if parsing.HELP_FLAGS & set(argv) and default.data.corpus is None:  # no text is the default
+        data = SimpleNamespace(**vars(default.data) | {"corpus": "none"})
+        default = SimpleNamespace(**vars(default) | {"data": data})
     flags = parsing.parse(Flags, argv, "glasslm finetune", DESCRIPTION, default=default)
     if flags.full and flags.model.lora_rank:
         raise InputError("both --full and --lora-rank were given: train all weights, or adapters")
@@ -114,6 +133,25 @@ def parse(argv: list[str]) -> Flags:
             "lora_rank is 0, so there is nothing to train: "
             "expected 1 or more, or --full for all weights"
         )
-    if default is not None and flags.train.init_from != default.train.init_from:
+    if flags.train.init_from != default.train.init_from:
         raise InputError("RUN is the model to start from: leave out --init-from")
     return flags
+
+
+def _help_defaults(with_adapters: bool, is_preference: bool) -> SimpleNamespace:
+    """The defaults for help without RUN: values of the recipe, and OF_RUN for all others."""
+    from glasslm.training import fine_tuning
+
+    settings = (
+        fine_tuning.preference_tuning_settings(with_adapters, has_experts=True)
+        if is_preference
+        else fine_tuning.fine_tuning_settings(with_adapters)
+    )
+    parts: dict[str, Any] = {
+        name: SimpleNamespace(
+            **{field.name: settings.get(field.name, OF_RUN) for field in fields(part)}
+        )
+        for name, part in vars(RunConfig()).items()
+        if name in ("model", "optimizer", "train") or (name == "data" and is_preference)
+    }
+    return SimpleNamespace(**vars(Flags(run="RUN")) | parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -18,6 +18,10 @@ from glasslm.config.schema import (
     RunConfig,
     TrainConfig,
 )
+
+# Fields of a run that a study refuses: its runs start from initial weights, and the number of their
+# steps is known before the first one.
+REFUSED_IN_STUDIES = frozenset(["epochs", "max_time", "patience", "stop_at_loss", "init_from"])
 
 RUN_HELP = "Folder of a run, or its name under ./runs."
 
@@ -48,6 +52,9 @@ TrackFlag = Annotated[
 @dataclass(frozen=True, kw_only=True)
 class ConfigFlags:
     """The flags of a RunConfig."""
+
+    hidden_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields whose flags a command refuses: its help and its completion leave them out."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -13,6 +13,7 @@ import inspect
 import shutil
 import textwrap
 import types
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,16 +90,24 @@ def format_help(
 
 
 def list_groups(
-    flags_class: type, default: Any = None, title: str = "Arguments"
+    flags_class: type,
+    default: Any = None,
+    title: str = "Arguments",
+    hidden: frozenset[str] = frozenset(),
 ) -> Iterator[Group]:
-    """The flags of a dataclass, then those of the dataclasses in its fields."""
+    """The flags of a dataclass, then those of the dataclasses in its fields.
+
+    Fields in `hidden`, and in the class's `hidden_fields`, are left out. A value of `default` may
+    be text that says what the default is.
+    """
     hints = get_type_hints(flags_class, include_extras=True)
     texts = field_docstrings(flags_class)
+    hidden |= getattr(flags_class, "hidden_fields", frozenset())
     own, nested = [], []
     for field in dataclasses.fields(flags_class):
         value = _default_value(field, default)
         kind, marks = split_markers(hints[field.name])
-        if tyro.conf.Suppress in marks:  # not a flag
+        if tyro.conf.Suppress in marks or field.name in hidden:  # not a flag
             continue
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             nested.append((kind, value))
@@ -114,7 +123,7 @@ def list_groups(
         yield Group(IMPORTED_MODEL_TITLE, imported)
     for kind, value in nested:
         first_sentence = (inspect.getdoc(kind) or "").partition(".")[0]
-        yield from list_groups(kind, value, " ".join(first_sentence.split()))
+        yield from list_groups(kind, value, " ".join(first_sentence.split()), hidden)
 
 
 @functools.cache
@@ -154,8 +163,9 @@ def _describe_field(name: str, hint: Any, text: str, value: Any) -> FlagHelp:
     aliases = [f"--{alias.replace('_', '-')}" for alias, field in ALIASES.items() if field == name]
     names = ", ".join([flag, *aliases])
     if hint is bool:
-        names = f"{flag}, --no-{flag[2:]}" if value is True else flag
-        return FlagHelp(name, names, f"{text} (default: on)" if value is True else text, True)
+        label = "on" if value is True else _format_value(value or None)
+        names = f"{flag}, --no-{flag[2:]}" if label else flag
+        return FlagHelp(name, names, f"{text} (default: {label})" if label else text, True)
     hint_text = getattr(settings, "help_behavior_hint", None)
     label = _format_value(value)
     if callable(hint_text):
@@ -171,7 +181,7 @@ def _describe_field(name: str, hint: Any, text: str, value: Any) -> FlagHelp:
 
 def _metavar(hint: Any) -> str:
     """What stands for a value: its type, or the words to choose from."""
-    if isinstance(hint, types.UnionType):
+    if get_origin(hint) in (types.UnionType, typing.Union):  # a Literal | None is a typing.Union
         hint = next(kind for kind in get_args(hint) if kind is not type(None))
     if get_origin(hint) is Literal:
         return "|".join(map(str, get_args(hint)))

@@ -13,6 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from glasslm.config.conversion import with_flags
 from glasslm.config.schema import DataConfig, ModelConfig, RunConfig
 from glasslm.data.dataset import Split
 from glasslm.data.tokenizers import Tokenizer
@@ -138,28 +139,33 @@ class BaseRun:
         return split
 
 
+def fine_tuning_settings(with_adapters: bool) -> dict[str, Any]:
+    """The settings of fine-tuning by flat name: adapters are trained, or all weights.
+
+    Other settings of model, optimizer and training are those of the base.
+    """
+    return {
+        "lora_rank": DEFAULT_RANK if with_adapters else 0,
+        "optimizer": "adamw", "lr": LORA_LR if with_adapters else FULL_LR, "min_lr": 0.0,
+        "warmup_steps": 20,
+        "max_steps": 300, "epochs": None, "max_time": None, "stop_at_loss": None, "patience": None,
+        "eval_interval": 50, "checkpoint_interval": 100, "sample_interval": 100,
+    }  # fmt: skip
+
+
 def fine_tuning_config(base: BaseRun, with_adapters: bool) -> RunConfig:
     """The default config of fine-tuning: adapters are trained, or all weights.
 
     It has the architecture and the tokenizer of the base, few steps and a low learning rate.
     """
     config = base.run.config
-    return RunConfig(
-        model=dataclasses.replace(config.model, lora_rank=DEFAULT_RANK if with_adapters else 0),
-        data=DataConfig(
-            tokenizer=config.data.tokenizer, vocab_size=config.data.vocab_size,
-            special_tokens=config.data.used_special_tokens,
-        ),
-        optimizer=dataclasses.replace(
-            config.optimizer, optimizer="adamw", lr=LORA_LR if with_adapters else FULL_LR,
-            min_lr=0.0, warmup_steps=20,
-        ),
-        train=dataclasses.replace(
-            config.train, max_steps=300, epochs=None, max_time=None, eval_interval=50,
-            checkpoint_interval=100, sample_interval=100, stop_at_loss=None, patience=None,
-            init_from=str(base.run.path),
-        ),
+    data = DataConfig(
+        tokenizer=config.data.tokenizer, vocab_size=config.data.vocab_size,
+        special_tokens=config.data.used_special_tokens,
     )  # fmt: skip
+    unchanged = RunConfig(config.model, data, config.optimizer, config.train)
+    settings = fine_tuning_settings(with_adapters) | {"init_from": str(base.run.path)}
+    return with_flags(unchanged, settings)
 
 
 def new_tokens(tokenizer: Tokenizer, base_tokenizer: Tokenizer) -> dict[int, str]:
@@ -168,28 +174,26 @@ def new_tokens(tokenizer: Tokenizer, base_tokenizer: Tokenizer) -> dict[int, str
     return {i: special[i] for i in range(base_tokenizer.vocab_size, tokenizer.vocab_size)}
 
 
+def preference_tuning_settings(with_adapters: bool, has_experts: bool) -> dict[str, Any]:
+    """The settings of preference tuning by flat name: dropout and the auxiliary terms are off."""
+    of_experts = {"balance_loss": 0.0, "router_z_loss": 0.0} if has_experts else {}
+    return fine_tuning_settings(with_adapters) | of_experts | {
+        "dropout": 0.0, "attention_dropout": 0.0,
+        "lr": PREFERENCE_LORA_LR if with_adapters else PREFERENCE_FULL_LR, "warmup_steps": 10,
+        "weight_decay": 0.0, "ema": 0.0, "label_smoothing": 0.0, "z_loss": 0.0,
+        "batch_size": 128, "micro_batch_size": 0, "max_steps": 200,
+        "eval_interval": 25, "log_interval": 1, "checkpoint_interval": 50,
+    }  # fmt: skip
+
+
 def preference_tuning_config(base: BaseRun, with_adapters: bool) -> RunConfig:
     """The default config of preference tuning, on the text of the base.
 
     Dropout and the auxiliary terms are off. The text is that on which forgetting is measured.
     """
     config = fine_tuning_config(base, with_adapters)
-    if config.model.n_experts:
-        optimizer = dataclasses.replace(config.optimizer, balance_loss=0.0, router_z_loss=0.0)
-        config = dataclasses.replace(config, optimizer=optimizer)
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, dropout=0.0, attention_dropout=0.0),
-        data=base.run.config.data,
-        optimizer=dataclasses.replace(
-            config.optimizer, lr=PREFERENCE_LORA_LR if with_adapters else PREFERENCE_FULL_LR,
-            warmup_steps=10, weight_decay=0.0, ema=0.0, label_smoothing=0.0, z_loss=0.0,
-        ),
-        train=dataclasses.replace(
-            config.train, batch_size=128, micro_batch_size=0, max_steps=200, eval_interval=25,
-            log_interval=1, checkpoint_interval=50,
-        ),
-    )  # fmt: skip
+    settings = preference_tuning_settings(with_adapters, config.model.n_experts > 0)
+    return with_flags(dataclasses.replace(config, data=base.run.config.data), settings)
 
 
 def load_best_checkpoint(run: Run, warn: Notify | None = None) -> Checkpoint:
