@@ -1,7 +1,9 @@
 """The Python functions: train and load, in the words of the README."""
 
 import ast
+import dataclasses
 import inspect
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +14,10 @@ import numpy as np
 import pytest
 
 import glasslm
+from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.errors import DivergedError, InputError
 from glasslm.runs.run_folder import Run
+from glasslm.training import launch
 from glasslm.training.loop import Loop
 from small_runs import SMALL, write_text
 
@@ -88,6 +92,35 @@ def test_what_the_command_line_refuses_is_a_value_error(text: Path) -> None:
         glasslm.train(text_file=text, engine="jax")
     with pytest.raises(ValueError, match="nothing"):
         glasslm.load("nothing")
+
+
+def test_train_takes_all_settings_of_the_computation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each field of ComputeConfig is an argument, as docs/api.md says."""
+    settings = {"engine": "torch", "device": "cpu", "precision": "bf16", "threads": 2}
+    settings |= {"compile": "off", "parallel": "fsdp", "deterministic": True}
+    assert settings.keys() == {field.name for field in dataclasses.fields(ComputeConfig)}
+
+    class Called(Exception):
+        pass
+
+    def train(config: RunConfig, compute: ComputeConfig, *_: Any, **record: Any) -> None:
+        assert vars(compute) == settings
+        assert "compile='off', parallel='fsdp', deterministic=True" in record["command"]
+        raise Called
+
+    monkeypatch.setattr(launch, "train", train)
+    with pytest.raises(Called):
+        glasslm.train(**settings)
+    with pytest.raises(InputError, match="compile is 'maybe'"):
+        glasslm.train(compile="maybe")
+
+
+def test_an_unknown_setting_names_those_that_may_be_given() -> None:
+    with pytest.raises(InputError, match="known are ") as refusal:
+        glasslm.train(zzzzzz=1)
+    words = re.findall(r"\w+", str(refusal.value))
+    assert {"d_model", "lr", "reward"} <= set(words)
+    assert not {"ops_sha256", "document_end_id", "preferences_sha256"} & set(words)
 
 
 def test_a_diverged_run_raises(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,9 @@ def train(
     device: str = "auto",
     precision: str = "auto",
     threads: int = 0,
+    compile: str = "auto",
+    parallel: str = "auto",
+    deterministic: bool = False,
     track: str = "",
     ops: str | os.PathLike[str] = "",
     **flags: Any,
@@ -62,6 +65,9 @@ def train(
         device: "cpu", "cuda", "mps" or "auto".
         precision: "fp32", "bf16", "fp16", "fp64" or "auto".
         threads: CPU threads; 0 takes GLASSLM_THREADS, or one per core.
+        compile: "on", "off" or "auto": torch.compile, by default if the run repays it.
+        parallel: "ddp", "fsdp" or "auto": under torchrun, copies of the model or its shards.
+        deterministic: Compute the same bits again on a GPU, at some cost in speed.
         track: "wandb", "tensorboard" or "wandb,tensorboard": shows the run there, too.
         ops: A Python file whose functions replace the engine's operations of the same names.
         **flags: The other flags of `glasslm train` with underscores: text_file, max_steps, d_model,
@@ -88,7 +94,10 @@ def train(
     from glasslm.text import notify
     from glasslm.training import launch
 
-    settings = {"engine": engine, "device": device, "precision": precision, "threads": threads}
+    settings = {
+        "engine": engine, "device": device, "precision": precision, "threads": threads,
+        "compile": compile, "parallel": parallel, "deterministic": deterministic,
+    }  # fmt: skip
     compute = from_dict(ComputeConfig, settings)
     arguments = {"preset": preset, "run_dir": run_dir, **settings, "track": track}
     arguments |= {**({"ops": os.fspath(ops)} if ops else {}), **flags}

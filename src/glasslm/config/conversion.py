@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import tyro
+
 from glasslm.config.schema import (
     ALIASES,
     ComputeConfig,
@@ -36,7 +38,8 @@ def with_flags(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
     for flag, value in flags.items():
         name = ALIASES.get(flag, flag)
         if name not in known:
-            raise InputError(f"there is no setting '{flag}'{_did_you_mean(flag, known)}")
+            public = [field for field in known if _has_flag(type(parts[known[field]]), field)]
+            raise InputError(f"there is no setting '{flag}'{_did_you_mean(flag, public)}")
         part_changes = changes[known[name]]
         if name in part_changes:
             raise InputError(f"{name} was given twice, by two of its names: give it once")
@@ -123,6 +126,12 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise InputError(f"{name} is {value!r}: expected {getattr(hint, '__name__', hint)}")
     return value
+
+
+def _has_flag(kind: type, name: str) -> bool:
+    """Whether a field of a config has a flag; a hash or an id is set when a run starts."""
+    hint = get_type_hints(kind, include_extras=True)[name]
+    return tyro.conf.Suppress not in get_args(hint)[1:]
 
 
 def _did_you_mean(name: str, known: Any) -> str:
