@@ -1,6 +1,7 @@
 """The commands: help, one line for bad input, exit codes, and the last line of output."""
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from glasslm import __version__
 from glasslm.cli import COMMANDS, main
+from glasslm.cli.completion import list_flags
 from small_runs import run_program, train_command, write_text
 
 
@@ -23,7 +25,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- help ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--help-all"], []])
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--help-all"], ["help"], []])
 def test_help_lists_the_commands(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 0
     out = capsys.readouterr().out
@@ -158,6 +160,53 @@ def test_a_strange_number_of_threads_in_the_environment(
     assert code == 2, message
     assert f"GLASSLM_THREADS is '{threads}'" in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["look", "serve", "compare", "resume"])
+def test_a_missing_run_has_the_name_that_help_gives_it(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = run_command([command], capsys)
+    assert code == 2
+    assert message == f"glasslm {command}: RUN is missing: see glasslm {command} --help\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "cure"),
+    [
+        ("scale --budget 5m --max-steps=9", "leave it out"),
+        ("capstone --budget 5m --max-steps 9", "leave out --max-steps"),
+        ("generate RUN --compare --temperature 0.1", "leave out --temperature, or --compare"),
+        ("generate RUN --compare --top_k 5 --seed 1", "leave out --top-k, or --compare"),
+    ],
+)
+def test_a_flag_without_an_effect_is_refused_with_the_cure(
+    command: str, cure: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = run_command(command.split(), capsys)
+    assert code == 2
+    assert message.endswith(f"{cure}\n")
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--help", "--help-all"])
+@pytest.mark.parametrize("command", ["ablate", "scale", "try", "capstone"])
+def test_help_leaves_out_what_a_study_refuses(
+    command: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = run_command([command, flag], capsys)
+    assert code == 0
+    refused = ["epochs", "max-time", "init-from", "patience", "stop-at-loss"]
+    refused += {"scale": ["max-steps"], "capstone": ["max-steps", "ops"]}.get(command, [])
+    shown = re.findall(r"^  --([a-z-]+)", text, re.MULTILINE)
+    assert "batch-size" in shown
+    assert not set(refused) & {*shown, *(name[2:] for name in list_flags(command))}
+    assert ("--redo run|ablation|scaling\n" in text) == (command == "capstone")
+
+
+def test_the_help_of_a_curve_names_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    _, text = run_command(["diagnose", "--help"], capsys)
+    assert "of curves diagnosis-FILE)" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("command", ["resume", "generate", "evaluate", "report", "check"])
@@ -303,6 +352,24 @@ def test_bash_completes_commands_and_flags(
     asked = f'COMP_WORDS=(glasslm {words}); COMP_CWORD={count}; _glasslm; echo "${{COMPREPLY[@]}}"'
     done = subprocess.run(["bash", "-c", script + asked], capture_output=True, text=True)
     assert done.stdout.split() == expected.split(), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "offered", "left_out"),
+    [
+        ("learn", "--exercise --budget --students --class-file", "--file"),
+        ("generate", "--no-cache --json", "--cache --no-json"),
+        ("look", "--no-browser", "--browser"),
+        ("train", "--seq-len --block-size --qk-norm --no-qk-norm", "--no-json"),
+        ("finetune", "--lora-rank --full", "--d-model --tokenizer --init-from --no-full"),
+    ],
+)
+def test_completion_offers_the_flags_that_change_something(
+    command: str, offered: str, left_out: str
+) -> None:
+    flags = set(list_flags(command))
+    assert set(offered.split()) <= flags
+    assert not set(left_out.split()) & flags
 
 
 def test_there_is_completion_for_each_shell(capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,7 +149,7 @@ def _report_system_error(error: OSError, program: str, argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     """Run a command, or show the help, the version or the completion."""
-    if not argv or argv[0] in ("-h", "--help", "--help-all"):
+    if not argv or argv[0] in ("-h", "--help", "--help-all") or argv == ["help"]:
         print(_format_help())
         return 0
     if argv[0] == "help" and len(argv) == 2:

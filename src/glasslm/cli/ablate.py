@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from glasslm.cli.flag_groups import JsonFlag, RecipeFlags
+from glasslm.cli.flag_groups import REFUSED_IN_STUDIES, JsonFlag, RecipeFlags
 from glasslm.cli.study_flags import RunnerFlags
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
@@ -48,6 +48,8 @@ Examples:
 @dataclass(frozen=True, kw_only=True)
 class Flags(RecipeFlags):
     """The axes of an ablation, and its baseline."""
+
+    hidden_fields = REFUSED_IN_STUDIES
 
     axes: Annotated[str, tyro.conf.arg(metavar="NAME,NAME")] = "depth,width,heads,activation,norm"
     """Axes to vary, with commas between. NAME=A/B/C gives the values (norm=A/pre|B/post).

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from glasslm import files
-from glasslm.cli.flag_groups import RecipeFlags, compute_config
+from glasslm.cli.flag_groups import REFUSED_IN_STUDIES, RecipeFlags, compute_config
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.config.units import parse_duration
@@ -41,6 +41,8 @@ MIN_BUDGET_S = 300.0  # a shorter study has too few steps for a result
 class Flags(RecipeFlags):
     """The budget, the text and the recipe of a capstone."""
 
+    hidden_fields = REFUSED_IN_STUDIES | {"max_steps", "ops"}
+
     budget: Annotated[str, tyro.conf.arg(metavar="TIME")] = "30m"
     """Time for the whole capstone: 30m, 3h, or overnight (8h).
     It chooses the preset: tiny, small from one hour, medium from four hours."""
@@ -56,6 +58,7 @@ class Flags(RecipeFlags):
 
 
 def main(argv: list[str]) -> int:
+    from glasslm.cli.parsing import given_fields
     from glasslm.course.capstone import answers, build, hand_in, handout, quiz
     from glasslm.runs import run_folder
 
@@ -64,6 +67,8 @@ def main(argv: list[str]) -> int:
     require(budget_s >= MIN_BUDGET_S, "--budget", flags.budget, "at least 5m, and better 30m")
     if flags.train.epochs is not None or flags.train.max_time is not None:
         raise InputError("--budget is the time of a capstone: leave out --epochs and --max-time")
+    if "max_steps" in given_fields(argv):
+        raise InputError("--budget fixes the steps of a capstone's runs: leave out --max-steps")
     if flags.operations.ops:
         raise InputError(
             "--ops does not go with a capstone, whose questions are about the engine's own "

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import shlex
 from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from glasslm.errors import InputError
+
+if TYPE_CHECKING:
+    from glasslm.cli.validation import Argument
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -57,11 +63,39 @@ def list_flags(command: str) -> Sequence[str]:
     from glasslm.cli.validation import list_arguments
 
     module = importlib.import_module(f"glasslm.cli.{command}")
-    flag_classes = [value for name, value in vars(module).items() if name.endswith("Flags")]
+    # A module such as learn_train has the flags of a subcommand.
+    subcommands = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, ModuleType) and value.__name__.startswith(f"{module.__name__}_")
+    ]
+    flag_classes = [
+        value
+        for part in [module, *subcommands]
+        for name, value in vars(part).items()
+        if name.endswith("Flags") and value.__module__ == part.__name__
+    ]
     names = {
-        argument.label
+        name
         for flags_class in flag_classes
         for argument in list_arguments(flags_class)
         if not argument.is_positional
+        and argument.name not in getattr(flags_class, "hidden_fields", ())
+        for name in _list_names(argument)
     }
     return [*sorted(names), "--help", "--help-all"]
+
+
+def _list_names(argument: Argument) -> list[str]:
+    """The names of a flag, without that of a switch which changes nothing."""
+    from glasslm.config.schema import ALIASES, RunConfig
+
+    aliases = [alias for alias, field in ALIASES.items() if field == argument.name]
+    names = [argument.label, *(f"--{alias.replace('_', '-')}" for alias in aliases)]
+    if argument.kind is not bool:
+        return names
+    off = f"--no-{argument.label.removeprefix('--')}"
+    parts = vars(RunConfig()).values()
+    if argument.name in {field.name for part in parts for field in dataclasses.fields(part)}:
+        return [*names, off]  # a preset may turn it on or off
+    return [off] if argument.default else names

@@ -65,7 +65,8 @@ class Flags(RecipeFlags):
     cookbook: bool = False
     """Train small models with and without each technique that stabilizes training instead."""
     out: Annotated[
-        Path | None, optional_flag("PATH", "diagnosis, in the folder of RUN if given")
+        Path | None,
+        optional_flag("PATH", "diagnosis, in the folder of RUN if given; of curves diagnosis-FILE"),
     ] = None
     """Folder of the page and its figures."""
     json: JsonFlag = False

@@ -8,14 +8,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from signal import SIGINT
 from typing import Annotated, TextIO
 
 import tyro
 
 from glasslm.cli.flag_groups import CheckpointFlag, RunArgument, RunOpsFlag
-from glasslm.cli.parsing import parse
+from glasslm.cli.parsing import given_fields, parse
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
 from glasslm.data.special_tokens import count_spellings, explain_spellings
@@ -89,6 +89,8 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm generate", DESCRIPTION)
+    if flags.compare:
+        _refuse_sampling(given_fields(argv))
     model = load_model(
         flags.run,
         parse_checkpoint(flags.checkpoint),
@@ -111,6 +113,17 @@ def main(argv: list[str]) -> int:
         print()  # ends the line of the text
         raise
     return 0
+
+
+def _refuse_sampling(given: set[str]) -> None:
+    """Raise InputError for a setting that each sampler of --compare has for itself."""
+    for name in (setting.name for setting in fields(Sampling)):
+        if name in given and name != "seed":
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"--compare has samplers of its own, so {flag} has no effect: leave out {flag}, "
+                "or --compare"
+            )
 
 
 def _ask_for_prompts(model: Model, flags: Flags) -> None:

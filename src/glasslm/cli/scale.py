@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from glasslm.cli.flag_groups import JsonFlag, RecipeFlags
+from glasslm.cli.flag_groups import REFUSED_IN_STUDIES, JsonFlag, RecipeFlags
 from glasslm.cli.study_flags import RunnerFlags
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
@@ -51,6 +51,8 @@ Examples:
 class Flags(RecipeFlags):
     """The runs to train, the table to fit, the compute to plan."""
 
+    hidden_fields = REFUSED_IN_STUDIES | {"max_steps"}
+
     budget: Annotated[str | None, optional_flag("TIME|FLOPS", "none")] = None
     """Train a ladder and its predicted run in this time (30m) or compute (1e14)."""
     fit: Annotated[Path | None, optional_flag("TABLE.csv", "none")] = None
@@ -81,12 +83,18 @@ class Flags(RecipeFlags):
 
 
 def main(argv: list[str]) -> int:
+    from glasslm.cli.parsing import given_fields
     from glasslm.lab.scaling import fit_report
     from glasslm.lab.scaling.analysis import to_json
     from glasslm.lab.scaling.fixed_law import parse_law
     from glasslm.lab.scaling.plan import plan_compute
 
     flags = parse(argv)
+    if "max_steps" in given_fields(argv):
+        raise InputError(
+            "--max-steps does not work here, where each size has the steps that its share of "
+            "--budget allows: leave it out"
+        )
     if flags.budget is not None and flags.fit is not None:
         raise InputError("both --budget and --fit were given: choose one of them")
     if flags.measure != "loss" and flags.budget is None:

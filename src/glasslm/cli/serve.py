@@ -64,8 +64,6 @@ def main(argv: list[str]) -> int:
     from glasslm.serve.served_model import name_sources
     from glasslm.serve.server import ServerSettings, serve
 
-    if not flags.runs:
-        raise InputError("no run is given: name one or more, as in `glasslm serve RUN`")
     if not 0 <= flags.port <= 65535:
         raise InputError(f"--port is {flags.port}: expected 0 (any free one) to 65535")
     if flags.api_key is not None and flags.no_api_key:

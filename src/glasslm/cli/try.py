@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from glasslm.cli.flag_groups import JsonFlag, RecipeFlags, compute_config
+from glasslm.cli.flag_groups import REFUSED_IN_STUDIES, JsonFlag, RecipeFlags, compute_config
 from glasslm.cli.study_flags import RunnerFlags
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.conversion import with_flags
@@ -59,6 +59,8 @@ Examples:
 @dataclass(frozen=True, kw_only=True)
 class Flags(RecipeFlags):
     """The base, the changes and what decides."""
+
+    hidden_fields = REFUSED_IN_STUDIES
 
     change: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FLAGS")

@@ -72,11 +72,16 @@ class Argument:
     is_repeatable: bool
     is_required: bool
     accepts_none: bool
+    metavar: str
+    """Capitals that help shows for a value, such as RUN or [RUN]; may be empty."""
+    default: Any
 
     @property
     def label(self) -> str:
         """The argument as help shows it: --max-steps, or RUN."""
-        return self.name.upper() if self.is_positional else f"--{self.name.replace('_', '-')}"
+        if self.is_positional:
+            return self.metavar.strip("[]").partition(" ")[0] or self.name.upper()
+        return f"--{self.name.replace('_', '-')}"
 
     @property
     def expected(self) -> str:
@@ -122,6 +127,7 @@ def list_arguments(flags_class: type) -> list[Argument]:
             field.default is not dataclasses.MISSING
             or field.default_factory is not dataclasses.MISSING
         )
+        metavar = next((mark.metavar for mark in markers if hasattr(mark, "metavar")), None) or ""
         arguments.append(
             Argument(
                 field.name,
@@ -131,6 +137,8 @@ def list_arguments(flags_class: type) -> list[Argument]:
                 is_repeatable,
                 not has_default,
                 accepts_none,
+                metavar if metavar.isupper() else "",
+                field.default,
             )
         )
     return arguments
