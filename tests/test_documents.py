@@ -1,11 +1,13 @@
 """The documents agree with the code: quotations, examples, tables, names."""
 
+import ast
 import contextlib
 import importlib.util
 import inspect
 import io
 import math
 import re
+import shlex
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +19,11 @@ import pytest
 
 import glasslm
 from glasslm import ops as public_ops
+from glasslm.cli import ablate, look
 from glasslm.cli.train import parse
 from glasslm.config import presets
 from glasslm.config.schema import FeedForward, ModelConfig
+from glasslm.data import tokenizers
 from glasslm.engines import positions
 from glasslm.engines.dropout import row_keys
 from glasslm.engines.numpy import attention, engine, flash, moe, ops, optimizer, softmax_terms
@@ -28,6 +32,8 @@ from glasslm.engines.protocol import Batch
 from glasslm.errors import InputError
 from glasslm.interop import families, gguf_file
 from glasslm.lab.checks import gradient_check, op_cases
+from glasslm.lab.tries import attempt, hidden_text
+from glasslm.lab.verification import reproduction
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.training.preference import dpo, grpo
@@ -82,9 +88,17 @@ def test_the_readme_quotes_an_op_and_the_check() -> None:
     summary = README.split("```text\n")[1].split("```")[0].strip()
     measurements = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
     assert summary.split(";")[0] in measurements
-    switches, combinations = gradient_check.single_switches(), gradient_check.combinations(50, 0)
+    switches = [*gradient_check.single_switches()]
+    combinations = [*gradient_check.combinations(50, 0)]
     models = len([*switches, *combinations, *gradient_check.SOFTMAX_TERMS, "weighted targets"])
     assert summary.startswith(f"{len(op_cases.OPS) + models} cases, ")
+    cases, elements = re.findall(r"\d[\d,]*\b", summary)[:2]
+    course = (DOCS / "course.md").read_text(encoding="utf-8")
+    assert f"{elements} elements in {cases} cases here" in course
+    in_float64 = len([*switches, *combinations, "weighted targets"])
+    in_float32 = len([*switches, "weighted targets"])
+    assert f"; {in_float64 + in_float32} models engine against engine; " in summary
+    assert f"now it has {in_float64} in float64 and {in_float32} in float32" in measurements
 
 
 def test_the_readme_measures_what_the_benchmarks_measure() -> None:
@@ -133,6 +147,76 @@ def test_modules_named_in_the_pages_exist(page: Path) -> None:
     files = ["/" + path.relative_to(DOCS.parent).as_posix() for path in DOCS.parent.rglob("*.py")]
     missing = {name for name in modules if not any(path.endswith("/" + name) for path in files)}
     assert missing <= NOT_OF_THE_PROJECT
+
+
+@pytest.mark.parametrize("page", [*PAGES, *DOCS.parent.glob("*.md")], ids=lambda path: path.stem)
+def test_no_page_installs_the_other_project_of_this_name(page: Path) -> None:
+    """glasslm on the public index is another project: pages install a clone, or its own wheel."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    installs = [line for line in lines if re.search(r"pip install[^`]*\bglasslm\b(?! train)", line)]
+    assert [line for line in installs if "--no-index --find-links" not in line] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, *DOCS.parent.glob("*.md")], ids=lambda path: path.stem)
+def test_no_row_stands_outside_of_its_table(page: Path) -> None:
+    """The first row after a line that is no row is a header, with a line of dashes below."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    lines = ["", *text.splitlines(), ""]
+    for before, line, after in zip(lines, lines[1:], lines[2:]):
+        if line.startswith("|") and not before.startswith("|"):
+            assert re.match(r"\|[ :-]*-[| :-]*\|$", after), line
+
+
+def test_the_quick_start_trains_with_a_tokenizer_that_reads_its_other_texts() -> None:
+    page = (DOCS / "quickstart.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^glasslm train (.* --run-dir runs/mine)$", page, re.MULTILINE)
+    data = parse(shlex.split(command)).data
+    assert data.tokenizer == "bpe"
+    tokenizer = tokenizers.train_bpe("to be or not to be " * 50, data.vocab_size)
+    text = README + page
+    assert set(text) - set("to be or not to be ")
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_terminals_of_the_readme_do_not_share_a_port() -> None:
+    (port,) = re.findall(r"^glasslm serve \S+ --port (\d+) +# second terminal$", README, re.M)
+    assert int(port) != look.Flags.port
+    assert f"curl http://127.0.0.1:{port}/v1/" in README
+
+
+def test_the_page_for_contributors_installs_what_the_hooks_run() -> None:
+    page = (DOCS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if "pre-commit install" in line]
+    hooks = (DOCS.parent / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    (install,) = re.findall(r"pip install -e '\.\[.*\]' -c constraints\.txt$", hooks, re.M)
+    assert install.split("' ")[0] in line
+
+
+def keys_of_returned_dict(function: Callable[..., Any]) -> set[str]:
+    """The keys of the dictionary that a function writes down in its last statement."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    assert isinstance(definition, ast.FunctionDef)
+    end = definition.body[-1]
+    assert isinstance(end, ast.Return)
+    assert isinstance(end.value, ast.Dict)
+    return {str(key.value) for key in end.value.keys if isinstance(key, ast.Constant)}
+
+
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [
+        ("try", attempt.TryResult.facts.fget),
+        ("try --final", hidden_text.measure_final),
+        ("reproduce", reproduction.json_facts),
+        ("ablate", ablate._variant_facts),
+    ],
+)
+def test_the_fields_of_json_are_on_the_page(command: str, function: Callable[..., Any]) -> None:
+    lines = (DOCS / "formats.md").read_text(encoding="utf-8").splitlines()
+    (row,) = [line for line in lines if line.startswith(f"| `{command}` | ")]
+    keys = keys_of_returned_dict(function)
+    assert len(keys) > 5
+    assert {key for key in keys if f"`{key}`" not in row} == set()
 
 
 # Files of readers: a script in docs/howto/lm-eval.md, and operations in docs/howto/own-operation.md

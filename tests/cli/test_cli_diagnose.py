@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,10 @@ def test_a_run_is_diagnosed_into_its_folder(
         "divergence",
     ):
         assert any(signal in row for row in rows)
+    verdicts = re.findall(r"^(\d+) bad, (\d+) to watch, (\d+) ok$", out, re.MULTILINE)
+    for page in ("README.md", "docs/features.md", "docs/cookbook.md", "docs/course.md"):
+        text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+        assert f" {sum(map(int, verdicts[0]))} signals" in text, page
     assert "inspecting the weights of step 20" in err
     assert out.splitlines()[-1] == f"page: {run_dir / 'diagnosis' / 'diagnosis.html'}"
     assert code == (1 if "\u2717 bad" in out else 0)

@@ -172,7 +172,10 @@ def test_a_bag_sees_no_order_and_the_others_do(printed: list[str]) -> None:
 
 
 def test_ops_pass(printed: list[str]) -> None:
-    assert float(printed[2].split()[-1]) < 1e-6
+    count, elements, largest_error = printed[2].split()
+    assert float(largest_error) < 1e-6
+    assert f"{count} ops and branches, {int(elements):,} elements," in PROSE
+    assert f" cases of {count}," in PROSE
 
 
 def test_counts_are_those_of_the_page(printed: list[str]) -> None:

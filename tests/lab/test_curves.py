@@ -191,6 +191,15 @@ def test_a_curve_that_converged_early_is_a_plateau_and_one_that_ended_low_is_not
     assert raised_signals(learned) == {}
 
 
+def test_a_curve_with_all_columns_has_the_signals_that_the_pages_promise() -> None:
+    curve = healthy(0, 200)
+    assert len(curves.judge_curve(curve)) == 11
+    count = len(curves.judge_curve(replace(curve, vocab_size=65)))
+    for page in ("README.md", "docs/features.md", "docs/cookbook.md", "docs/course.md"):
+        text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+        assert f"up to {count} " in text, page
+
+
 def test_the_size_of_the_vocabulary_says_what_guessing_would_cost() -> None:
     guessing = replace(learns_nothing(healthy(0, 300), np.random.default_rng(0)), vocab_size=65)
     plateau = next(
