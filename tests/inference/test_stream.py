@@ -93,13 +93,15 @@ def test_a_stop_string_may_begin_inside_a_token():
     assert (event.text + last.text, last.reason, last.shown) == (start, "stop", 1)
 
 
-def test_the_end_of_a_document_ends_a_text_and_is_not_shown():
+@pytest.mark.parametrize("end_id", [tokenizer("byte").end_id, 0])
+def test_the_end_of_a_document_ends_a_text_and_is_not_shown(end_id):
+    """Also one of the request, such as the end of a turn."""
     tokens = tokenizer("byte")
-    stream = Stream(Request([0], 10, stop=("abc",)), tokens)
+    stream = Stream(Request([0], 10, stop=("abc",), end_ids=frozenset({0})), tokens)
     for i in tokens.encode("ab").tolist():
         (event,) = stream.append(i, 0.0, [])
         assert (event.text, event.shown) == ("", 0)
-    event, last = stream.append(tokens.end_id, 0.0, [])
+    event, last = stream.append(end_id, 0.0, [])
     assert (event.text + last.text, last.reason, last.shown) == ("ab", "stop", 2)
     assert last.usage.completion_tokens == 3
 

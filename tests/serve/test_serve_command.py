@@ -291,7 +291,7 @@ def chat_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     from glasslm.data.tokenizers import ByteTokenizer
 
     run = tmp_path_factory.mktemp("runs") / "chat"
-    settings = {"chat_template": TEMPLATE, "eos_token": "<end>"}
+    settings = {"chat_template": TEMPLATE, "eos_token": "<end>", "generation_eos_ids": [256]}
     make_run(run, ByteTokenizer(["<end>"]), transformers=settings, block_size=128)
     with serving(run) as process:
         yield process
@@ -335,6 +335,30 @@ def test_a_special_token_ends_an_answer(chat_server: ServerProcess) -> None:
     assert choice["message"]["content"] == ""
     assert choice["finish_reason"] == "stop"
     assert choice["logprobs"]["content"] == []
+
+
+def test_an_answer_that_ends_is_whole_whatever_stop_string_it_began(
+    chat_server: ServerProcess,
+) -> None:
+    """Its last letters wait, as they may begin a stop string, until the special token comes."""
+    bias = {"256": 60, str(ord("o")): 100}
+    body = {
+        "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 20, "temperature": 50,
+        "top_k": 2, "logit_bias": bias, "logprobs": True,
+    }  # fmt: skip
+    answers = []
+    for stop in (None, ["oX"], ["ooX"]):
+        responses = [
+            chat_server.post("/v1/chat/completions", **body, stop=stop, seed=seed).json()
+            for seed in range(8)
+        ]
+        answers.append([response["choices"] for response in responses])
+    assert answers[0] == answers[1] == answers[2]
+    texts = {choice["message"]["content"] for (choice,) in answers[0]}
+    assert max(map(len, texts)) > 1
+    assert {choice["finish_reason"] for (choice,) in answers[0]} == {"stop"}
+    for (choice,) in answers[0]:
+        assert len(choice["logprobs"]["content"]) == len(choice["message"]["content"])
 
 
 @pytest.mark.parametrize(

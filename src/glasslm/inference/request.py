@@ -50,6 +50,8 @@ class Request:
     """The number of likeliest tokens whose log-probabilities are returned at each position."""
     prompt_logprobs: bool = False
     """Whether to return the log-probabilities of the prompt's tokens, too."""
+    end_ids: frozenset[int] = frozenset()
+    """Tokens that end the text, besides those of the tokenizer."""
 
 
 class Token(NamedTuple):

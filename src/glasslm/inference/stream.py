@@ -71,7 +71,7 @@ class Stream:
         self.used_tokens[self.ids] = True
         self._grammar = request.grammar(request.max_new_tokens) if request.grammar else None
         self._text = _ShownText(tokenizer, self.ids, request.stop)
-        self._end_ids = tokenizer.other_end_ids | {tokenizer.end_id}
+        self._end_ids = tokenizer.other_end_ids | {tokenizer.end_id} | request.end_ids
 
     def visible_ids(self, config: ModelConfig) -> list[int]:
         """The tokens that the model reads for the next one: all, or the newest of a long text."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from glasslm.engines.memory_estimate import PRECISION_BYTES, cache_bytes
-from glasslm.inference.request import Event, Finished, Request, Token, Usage
+from glasslm.inference.request import Event, Finished, Request, Usage
 from glasslm.inference.scheduler import Scheduler, SchedulerCounts
 from glasslm.inference.stream import Stream
 from glasslm.inference.trained_model import Model
@@ -55,10 +55,6 @@ class _RunningModel:
                     self.submit(owner, text.request)
                     continue
             delivery.append((*owner, event))
-            if isinstance(event, Token) and event.id in text.end_ids and stream in self.owners:
-                del self.owners[stream]
-                rest = self.scheduler.cancel(stream)  # with what waited for a stop string to end
-                delivery.append((*owner, rest._replace(reason="stop", shown=event.shown)))
         return delivery
 
 

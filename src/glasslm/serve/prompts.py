@@ -32,7 +32,6 @@ class PreparedText:
 
     request: Request
     echo: str | None
-    end_ids: frozenset[int] = frozenset()  # tokens that end the text, besides the model's own
     scoring: Request | None = None
 
 
@@ -123,9 +122,9 @@ def _texts(
                 logit_bias=settings.logit_bias,
                 top_logprobs=n_top,
                 prompt_logprobs=is_scored and scoring is None,
+                end_ids=end_ids,
             ),
             echo,
-            end_ids,
             scoring,
         )
         for sample in range(settings.n)
