@@ -146,7 +146,7 @@ def test_a_newer_checkpoint_is_taken_up_and_requests_under_way_keep_the_old(
 ) -> None:
     body: dict[str, Any] = {"model": "a/final", "prompt": "a", "temperature": 0}
     old = server.complete(**body, max_tokens=20)
-    assert old["system_fingerprint"].endswith("-step0")
+    assert "-step0-" in old["system_fingerprint"]
     long: dict[str, Any] = {}
     thread = threading.Thread(target=lambda: long.update(server.complete(**body, max_tokens=4000)))
     thread.start()
@@ -155,10 +155,10 @@ def test_a_newer_checkpoint_is_taken_up_and_requests_under_way_keep_the_old(
     reloaded = server.client.post("/v1/models/a/final/reload").json()
     assert reloaded["step"] == 5
     new = server.complete(**body, max_tokens=20)
-    assert new["system_fingerprint"].endswith("-step5")
+    assert "-step5-" in new["system_fingerprint"]
     assert new["choices"] != old["choices"]
     thread.join()
-    assert long["system_fingerprint"].endswith("-step0")
+    assert long["system_fingerprint"] == old["system_fingerprint"]
     assert long["choices"][0]["text"].startswith(old["choices"][0]["text"])
     save_step(runs[1], 7)  # without being asked, because of --follow
     end = time.monotonic() + 15

@@ -33,22 +33,34 @@ class ModelSource:
 
     def load(self) -> LoadedModel:
         """The model. Raises InputError or DamagedError where it cannot be loaded."""
-        return LoadedModel(self, load_model(self.path, self.selector, **vars(self.device)))
+        return self._load(self.selector)
 
-    def newest_step(self) -> int:
-        """The step of the newest checkpoint, which is not verified."""
-        return max(checkpoint.list_steps(self.path), default=0)
+    def newest_hash(self) -> str:
+        """The hash of the newest checkpoint, whose files are not verified; empty without one."""
+        for step in reversed(checkpoint.list_steps(self.path)):
+            if newest := checkpoint.hash_checkpoint(self.path, step):
+                return newest
+        return ""
 
     def load_newest(self) -> LoadedModel:
         """The model of the newest checkpoint, tried again while the run replaces its files."""
         for attempt in range(3):
             try:
-                return LoadedModel(self, load_model(self.path, "latest", **vars(self.device)))
+                return self._load("latest")
             except (DamagedError, FileNotFoundError):
                 if attempt == 2:
                     raise
                 time.sleep(0.2)
         raise AssertionError
+
+    def _load(self, selector: CheckpointSelector) -> LoadedModel:
+        # The hashes come first: those of a run that is replaced meanwhile are old, so the next
+        # reload takes up the new one.
+        steps = checkpoint.list_steps(self.path)
+        hashes = {step: checkpoint.hash_checkpoint(self.path, step) for step in steps}
+        model = load_model(self.path, selector, **vars(self.device))
+        own_hash = hashes.get(model.step) or checkpoint.hash_checkpoint(self.path, model.step)
+        return LoadedModel(self, model, own_hash)
 
 
 @dataclass(eq=False)
@@ -57,13 +69,15 @@ class LoadedModel:
 
     source: ModelSource
     model: Model
+    hash: str  # checkpoint.hash_checkpoint
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
     is_retired: bool = False  # newer weights of the same run are served
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        record = run_folder.Run(self.source.path).record
-        settings: dict[str, Any] = record["tokenizer"].get("transformers", {})
+        run = run_folder.Run(self.source.path)
+        self._record_sha256 = run.record_sha256
+        settings: dict[str, Any] = run.record["tokenizer"].get("transformers", {})
         # Its source is empty where the model has none.
         self.template = ChatTemplate(settings, self.model.tokenizer)
 
@@ -73,9 +87,18 @@ class LoadedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the weights: version, engine and step."""
+        """Names the weights: version, engine, step and the start of the hash."""
         version = importlib.metadata.version("glasslm")
-        return f"glasslm-{version}-{self.model.engine.name}-step{self.model.step}"
+        return f"glasslm-{version}-{self.model.engine.name}-step{self.model.step}-{self.hash[:8]}"
+
+    def replaces(self, other: LoadedModel) -> bool:
+        """Whether these are other weights than `other` has, but no earlier ones of the same run.
+
+        Earlier ones are loaded where the newest checkpoint is damaged.
+        """
+        is_same_run = self._record_sha256 == other._record_sha256
+        is_earlier = is_same_run and self.model.step < other.model.step
+        return self.hash != other.hash and not is_earlier
 
     @cached_property
     def names(self) -> TokenNames:

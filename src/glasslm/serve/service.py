@@ -62,13 +62,16 @@ class Service:
         self._thread.start()
 
     async def reload(self, name: str) -> LoadedModel:
-        """Take up the newest checkpoint; answers under way finish with the old weights."""
+        """Take up the newest checkpoint, also of a run that was trained again in the same folder.
+
+        Answers under way finish with the old weights.
+        """
         async with self._reloads[name]:
             old, source = self.models[name], self.sources[name]
-            if await asyncio.to_thread(source.newest_step) <= old.model.step:
+            if await asyncio.to_thread(source.newest_hash) in ("", old.hash):
                 return old
             new = await asyncio.to_thread(source.load_newest)
-            if new.model.step <= old.model.step:  # the newest is damaged
+            if not new.replaces(old):
                 return old
             self.models[name] = new
             self._thread.retire(old)
@@ -77,14 +80,14 @@ class Service:
 
     async def follow(self) -> None:
         """Load each new checkpoint of every model, until it is cancelled."""
-        tried = {name: loaded.model.step for name, loaded in self.models.items()}
+        tried = {name: loaded.hash for name, loaded in self.models.items()}
         while True:
             await asyncio.sleep(FOLLOW_S)
             for name, source in self.sources.items():
                 try:
-                    step = await asyncio.to_thread(source.newest_step)
-                    if step > tried[name]:
-                        tried[name] = step
+                    newest_hash = await asyncio.to_thread(source.newest_hash)
+                    if newest_hash not in ("", tried[name]):
+                        tried[name] = newest_hash
                         await self.reload(name)
                 except Exception as error:  # the next checkpoint may be better
                     self.log.add(f"{name}: the newest checkpoint is not served: {error}")

@@ -7,7 +7,6 @@ depend on it. It reads the files of a run and writes none.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -96,10 +95,9 @@ class CheckpointStore:
 
     def list(self, source: ModelSource) -> list[CheckpointName]:
         """The checkpoints of a run, ascending by step, without one that is being written."""
-        folder = source.path / checkpoint.FOLDER
         names = []
         for step in checkpoint.list_steps(source.path):
-            digest = self._hash(folder / f"{step:06d}" / files.MANIFEST)
+            digest = self._hash(source.path, step)
             if digest:
                 names.append(CheckpointName(source, step, digest))
         return names
@@ -158,19 +156,17 @@ class CheckpointStore:
             total -= recorded.bytes
             yield key
 
-    def _hash(self, manifest: Path) -> str:
-        """The hash that names a checkpoint; empty where its manifest is missing."""
+    def _hash(self, run_dir: Path, step: int) -> str:
+        """`checkpoint.hash_checkpoint`, computed again where the manifest has changed."""
+        manifest = run_dir / checkpoint.FOLDER / f"{step:06d}" / files.MANIFEST
         stamp = read_stamp(manifest)
         if stamp is None:
             return ""
         known = self._hashes.get(manifest)
         if known is None or known[0] != stamp:
-            record = manifest.parent.parent.parent / "run.json"
-            try:
-                content = manifest.read_bytes() + files.file_sha256(record).encode()
-            except FileNotFoundError:
-                return ""
-            self._hashes[manifest] = known = stamp, hashlib.sha256(content).hexdigest()[:32]
+            known = stamp, checkpoint.hash_checkpoint(run_dir, step)
+            if known[1]:
+                self._hashes[manifest] = known
         return known[1]
 
 
