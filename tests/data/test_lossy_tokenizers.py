@@ -170,6 +170,7 @@ def test_streams_wait_for_whole_characters_and_pass_over_special_tokens() -> Non
     assert not any("\ufffd" in piece for piece in pieces)
     stream = StreamDecoder(tokenizer, ids)
     assert stream.push(1 + 0xC3) == ""
+    assert [stream.count_replaced(token) for token in (1 + 0xA9, 1 + 0xC3, ids[0])] == [0, 1, 1]
     assert stream.flush() == "\ufffd"
 
 

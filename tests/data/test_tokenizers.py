@@ -243,6 +243,19 @@ def test_streaming_gives_the_same_text_and_never_half_a_character(ids: list[int]
     assert "".join(pieces) + stream.flush() == ByteTokenizer().decode(ids)
 
 
+@given(ids=st.lists(st.sampled_from([*b"ab", *"é🎭".encode(), 0xE0, 0x80, 0xFF])))
+def test_a_token_begins_behind_what_is_replaced_before_it(ids: list[int]) -> None:
+    text, offsets, n_chars = ByteTokenizer().decode(ids), [], 0
+    stream = StreamDecoder(ByteTokenizer())
+    for i in ids:
+        offsets.append(n_chars + stream.count_replaced(i))
+        n_chars += len(stream.push(i))
+    assert offsets == sorted(offsets)
+    assert set(offsets) == set(range(len(text)))
+    for i, offset in zip(ids, offsets):
+        assert text[offset] == chr(i) if i < 0x80 else not text[offset].isascii()
+
+
 def test_streaming_waits_for_the_last_byte(bpe: SubwordTokenizer) -> None:
     text = "a 🎭 b"
     stream = StreamDecoder(bpe)

@@ -30,7 +30,7 @@ def test_old_weights_are_freed_after_their_last_text_without_another_request(
     deliveries: queue.Queue[Delivery] = queue.Queue()
     thread = ModelThread(deliveries.put)
     thread.start()
-    text = PreparedText(Request([1], max_new_tokens=40), None)
+    text = PreparedText(Request([1], max_new_tokens=40))
     thread.submit(Answer(loaded, [text], with_logprobs=False, max_waiting=None))
     thread.retire(loaded)
     events = []

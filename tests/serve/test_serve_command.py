@@ -388,6 +388,27 @@ def test_what_spells_a_special_token_is_text(chat_server: ServerProcess) -> None
     assert usage["prompt_tokens"] == len("<user>Hi<end>\n<assistant>")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "offsets"),
+    [
+        ("ab<end>cd", ["a", "b", "<end>", "c", "d"], [0, 1, 2, 7, 8]),
+        ([97, 256, 98], ["a", "<end>", "b"], [0, 1, 1]),  # the text of ids is "ab"
+        ([256, 256], ["<end>", "<end>"], [0, 0]),
+        ([0xC3, 97], ["bytes:\\xc3", "a"], [0, 1]),
+        ("", [], []),
+    ],
+)
+def test_echoed_tokens_have_their_places_in_the_text(
+    chat_server: ServerProcess, prompt: str | list[int], tokens: list[str], offsets: list[int]
+) -> None:
+    body = {"prompt": prompt, "echo": True, "logprobs": 1}
+    for max_tokens in (0, 1):
+        (choice,) = chat_server.complete(**body, max_tokens=max_tokens)["choices"]
+        logprobs, n = choice["logprobs"], len(tokens)
+        assert (logprobs["tokens"][:n], logprobs["text_offset"][:n]) == (tokens, offsets)
+        assert len(logprobs["tokens"]) <= n + max_tokens
+
+
 def test_the_terminal_chat_talks_to_the_server(
     chat_server: ServerProcess,
     monkeypatch: pytest.MonkeyPatch,

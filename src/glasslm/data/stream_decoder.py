@@ -35,6 +35,22 @@ class StreamDecoder:
         text = self._waiting_text()
         return "" if text.endswith("\ufffd") else self._show(text)
 
+    def count_replaced(self, token_id: int) -> int:
+        """The U+FFFD that `push` of this token returns before the token's own first character.
+
+        They stand for bytes before it that no longer become a character.
+        """
+        first = self._tokenizer.token_bytes[token_id][:1]
+        if not first or (self._tokenizer.joins_words and _is_inside_character(first)):
+            return 0
+        if self._tokenizer.joins_words:
+            return len(self._waiting_text()) if self._waiting else 0
+        state = self._decoder.getstate()
+        text = self._decoder.decode(first)
+        is_whole = not self._decoder.getstate()[0]  # the last character of `text` has this byte
+        self._decoder.setstate(state)
+        return max(0, len(text) - is_whole)
+
     def flush(self) -> str:
         """U+FFFD if the last character was never completed."""
         if not self._tokenizer.joins_words:

@@ -44,7 +44,7 @@ class Answer:
         self._tokenizer = loaded.model.tokenizer
         self._with_logprobs, self._max_waiting = with_logprobs, max_waiting
         self._choices = [
-            ChoiceText(self._tokenizer, text.request.ids, len(text.echo or ""), with_logprobs)
+            ChoiceText(self._tokenizer, text.request.ids, len(text.echo.text), with_logprobs)
             for text in texts
         ]
         self.unfinished = set(range(len(texts)))  # indices of choices
@@ -122,11 +122,10 @@ class Answer:
         delta = Delta()
         if index in self._unopened:
             self._unopened.remove(index)
-            delta.text = prepared.echo or ""
+            delta.text = prepared.echo.text
         match event:
             case PromptLogprobs():
-                if prepared.echo:  # the tokens of an empty prompt are not part of its text
-                    delta.tokens = scored_prompt(self._tokenizer, prepared.request.ids, event)
+                delta.tokens = scored_prompt(prepared.request.ids, event, prepared.echo.offsets)
             case Token():
                 self.n_generated += 1
                 if self.first_token_s is None:

@@ -7,7 +7,7 @@ text that has been sent, and a token inside a stop string is never sent.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -66,7 +66,8 @@ class ChoiceText:
         """One more token."""
         if not self._with_tokens:
             return Delta(event.text)
-        self._waiting.append(ScoredToken(event.id, event.logprob, event.top, self._n_chars))
+        offset = self._n_chars + self._decoder.count_replaced(event.id)
+        self._waiting.append(ScoredToken(event.id, event.logprob, event.top, offset))
         self._n_chars += len(self._decoder.push(event.id))
         return Delta(event.text, self._release(event.shown))
 
@@ -81,11 +82,19 @@ class ChoiceText:
 
 
 def scored_prompt(
-    tokenizer: Tokenizer, ids: Sequence[int], scores: PromptLogprobs
+    ids: Sequence[int], scores: PromptLogprobs, offsets: Sequence[int]
 ) -> list[ScoredToken]:
-    """The tokens of an echoed prompt."""
-    decoder, offset, tokens = StreamDecoder(tokenizer), 0, []
-    for token, logprob, top in zip(ids, scores.logprobs, scores.top):
-        tokens.append(ScoredToken(token, logprob, top, offset))
-        offset += len(decoder.push(token))
-    return tokens
+    """The tokens of an echoed prompt, with the `prompt_offsets`; none where those are empty."""
+    return [ScoredToken(*each) for each in zip(ids, scores.logprobs, scores.top, offsets)]
+
+
+def prompt_offsets(tokenizer: Tokenizer, ids: Sequence[int], names: Mapping[int, str]) -> list[int]:
+    """(N,) the position of the first character of each token of an echoed prompt.
+
+    `names`: special tokens that stand in its text by their names; others have no text.
+    """
+    decoder, n_chars, offsets = StreamDecoder(tokenizer), 0, []
+    for token in ids:
+        offsets.append(n_chars + decoder.count_replaced(token))
+        n_chars += len(decoder.push(token)) + len(names.get(token, ""))
+    return offsets

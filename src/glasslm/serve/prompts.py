@@ -5,13 +5,14 @@ Everything here may take long for a long prompt, so it runs in a thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from glasslm.errors import GlasslmError
 from glasslm.inference.generation import encode_prompt
 from glasslm.inference.request import Grammar, Request
 from glasslm.serve.api_error import ApiError, wrong_value
+from glasslm.serve.choice_text import prompt_offsets
 from glasslm.serve.limits import Limits
 from glasslm.serve.schema import ChatRequest, CompletionRequest, PromptField, TextSettings
 from glasslm.serve.served_model import LoadedModel
@@ -22,8 +23,20 @@ GrammarFactory = Callable[[int], Grammar]
 
 
 @dataclass(frozen=True)
+class Echo:
+    """The prompt that is returned before a text; empty where it is not asked for.
+
+    `offsets` (N,): where its tokens begin, if their log-probabilities are asked for. An empty
+    prompt has none: the token that the model reads for it is no part of the text.
+    """
+
+    text: str = ""
+    offsets: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
 class PreparedText:
-    """One choice of an answer. `echo` is the text of the prompt, where it is to be returned.
+    """One choice of an answer, and the echo before it.
 
     `scoring` is a request of its own for the log-probabilities of a prompt of one token more than
     the context, as evaluations send it: each of its tokens is predicted from a whole context, but
@@ -31,7 +44,7 @@ class PreparedText:
     """
 
     request: Request
-    echo: str | None
+    echo: Echo = Echo()
     scoring: Request | None = None
 
 
@@ -39,7 +52,6 @@ def prepare_completion(
     loaded: LoadedModel, request: CompletionRequest, limits: Limits
 ) -> list[PreparedText]:
     """The texts of /v1/completions: n for each prompt, in the order of their index."""
-    tokenizer = loaded.model.tokenizer
     texts, n_tokens = [], 0
     grammar = _grammar(loaded, request.settings)
     for prompt in request.prompts:
@@ -49,10 +61,9 @@ def prepare_completion(
             raise wrong_value(
                 "prompt", prompt, f"at most {limits.prompt_tokens:,} tokens x n in a request"
             )
-        echo = None
-        if request.echo:
-            echo = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
-        texts += _texts(loaded, request.settings, ids, echo, grammar)
+        echo = _echo(loaded, request, prompt, ids) if request.echo else Echo()
+        is_scored = request.echo and request.settings.top_logprobs is not None
+        texts += _texts(loaded, request.settings, ids, grammar, echo=echo, is_scored=is_scored)
     return texts
 
 
@@ -77,7 +88,22 @@ def prepare_chat(loaded: LoadedModel, request: ChatRequest, limits: Limits) -> l
             param="messages", code="invalid_value",
         )  # fmt: skip
     grammar = _grammar(loaded, request.settings)
-    return _texts(loaded, request.settings, ids, None, grammar, template.end_ids, "messages")
+    return _texts(
+        loaded, request.settings, ids, grammar, end_ids=template.end_ids, param="messages"
+    )
+
+
+def _echo(
+    loaded: LoadedModel, request: CompletionRequest, prompt: PromptField, ids: list[int]
+) -> Echo:
+    """A prompt as it is returned. A text has the names of special tokens, as it was given."""
+    tokenizer, names = loaded.model.tokenizer, dict[int, str]()
+    text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+    if request.settings.top_logprobs is None or not prompt:
+        return Echo(text)
+    if isinstance(prompt, str):
+        names = {token: name for name, token in tokenizer.special_tokens.items()}
+    return Echo(text, prompt_offsets(tokenizer, ids, names))
 
 
 def encode_field(loaded: LoadedModel, prompt: PromptField) -> list[int]:
@@ -92,12 +118,13 @@ def _texts(
     loaded: LoadedModel,
     settings: TextSettings,
     ids: list[int],
-    echo: str | None,
     grammar: GrammarFactory | None,
+    *,
+    echo: Echo = Echo(),
+    is_scored: bool = False,
     end_ids: frozenset[int] = frozenset(),
     param: str = "prompt",
 ) -> list[PreparedText]:
-    is_scored = echo is not None and settings.top_logprobs is not None
     max_tokens = _max_tokens(loaded, settings, len(ids), is_scored, param)
     vocab_size = loaded.model.tokenizer.vocab_size
     for token in settings.logit_bias:
