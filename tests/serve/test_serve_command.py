@@ -63,16 +63,19 @@ def test_pages_of_one_origin_are_let_in(server: ServerProcess) -> None:
         assert response.status_code == status
         is_allowed = response.headers.get("access-control-allow-origin") == origin
         assert is_allowed == (status == 200)
-    preflight = httpx.options(
-        f"{server.url}/v1/completions",
-        headers={
-            "Origin": "https://example.org",
-            "Access-Control-Request-Method": "POST",
-            "Access-Control-Request-Headers": "authorization,content-type",
-        },
-        trust_env=False,
-    )
-    assert preflight.status_code == 200
+    asked = "authorization,content-type,x-stainless-lang,x-stainless-os"  # by OpenAI's JavaScript
+    for origin, status in (("https://example.org", 200), ("https://evil.org", 400)):
+        preflight = httpx.options(
+            f"{server.url}/v1/completions",
+            headers={
+                "Origin": origin,
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": asked,
+            },
+            trust_env=False,
+        )
+        assert preflight.status_code == status
+        assert preflight.headers["access-control-allow-headers"] == asked
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +239,10 @@ def test_while_it_loads_the_server_answers_503(runs: list[Path]) -> None:
         (["--host", "no.such.host.invalid", "--no-api-key"], "no address"),
         (["--follow", "--checkpoint", "3"], "--checkpoint"),
         (["--checkpoint", "newest"], "best, latest"),
+        (["--allow-origin", "https://x.org/"], "such as https://example.org, or *"),
+        (["--allow-origin", "x.org"], "SCHEME://HOST[:PORT]"),
+        (["--allow-origin", "https://X.org"], "small letters"),
+        (["--allow-origin", "https://x.org:443"], "443 of https"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(
@@ -245,6 +252,17 @@ def test_wrong_flags_are_refused_in_one_line(
     error = capsys.readouterr().err
     assert words in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://x.org", "http://localhost:3000", "http://[::1]:8080", "moz-extension://a-1", "*"],
+)
+def test_an_origin_that_a_browser_sends_is_taken(
+    runs: list[Path], origin: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", str(runs[0]), "--allow-origin", origin, "--checkpoint", "newest"]) == 2
+    assert "--allow-origin" not in capsys.readouterr().err
 
 
 def test_a_run_that_does_not_exist_or_is_given_twice(

@@ -18,6 +18,12 @@ from glasslm.runs.checkpoint_selector import parse_checkpoint
 
 EXTRA = ("starlette", "uvicorn", "prometheus_client")  # the libraries of the extra `serve`
 
+# An origin as a browser sends it: no path, and no port that is the default of its scheme.
+ORIGIN = re.compile(
+    r"(?!http://[^:]+:80$|https://[^:]+:443$)"
+    r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"
+)
+
 DESCRIPTION = """Serve trained models over HTTP, with OpenAI's API.
 
 Examples:
@@ -75,6 +81,13 @@ def main(argv: list[str]) -> int:
             f"--host {flags.host} is open to other machines: give --api-key KEY, or --no-api-key "
             "to answer everybody"
         )
+    for origin in flags.allow_origin:
+        if origin != "*" and not ORIGIN.fullmatch(origin):
+            raise InputError(
+                f"--allow-origin is {origin}: expected an origin as a browser sends it, "
+                "SCHEME://HOST[:PORT] in small letters, such as https://example.org, or *. Leave "
+                "out the path and the port 80 of http or 443 of https"
+            )
     if flags.follow and flags.checkpoint != "best":
         raise InputError("--follow serves the newest checkpoint: leave out --checkpoint")
     selector = "latest" if flags.follow else parse_checkpoint(flags.checkpoint)

@@ -61,7 +61,9 @@ def build_app(
             CORSMiddleware,
             allow_origins=allow_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            # OpenAI's clients send headers of their own. The middleware answers with the names
+            # that were asked for, Authorization included, which a literal * would not admit.
+            allow_headers=["*"],
             expose_headers=["Warning", "Retry-After"],
         )
         middleware.insert(0, cors)
