@@ -214,8 +214,9 @@ def test_log_probabilities_are_of_the_raw_logits():
         {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_k": -1},
         {"top_p": -0.1},
         {"top_p": 1.1}, {"top_p": math.nan}, {"min_p": -0.1}, {"min_p": 1.5},
-        {"repetition_penalty": 0.0},
-        {"repetition_penalty": math.inf}, {"seed": -1}, {"seed": 2**64},
+        {"repetition_penalty": 0.0}, {"repetition_penalty": 1e-320}, {"repetition_penalty": 1e300},
+        {"repetition_penalty": math.inf}, {"repetition_penalty": math.nan},
+        {"seed": -1}, {"seed": 2**64},
     ],
 )  # fmt: skip
 def test_values_that_mean_nothing_are_refused(settings):

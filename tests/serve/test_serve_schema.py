@@ -29,7 +29,7 @@ WRONG: dict[str, list[Any]] = {
     "top_p": [-1, 1.1, "1", True],
     "top_k": [-1, 1.5, "1", True, 2**40],
     "min_p": [-0.1, 1.1, "0"],
-    "repetition_penalty": [0, -1, "1", HUGE],
+    "repetition_penalty": [0, -1, "1", 1e-320, 1e300, HUGE],
     "seed": [-1, 2**64, 1.5, "1", True, HUGE],
     "n": [0, -1, 129, 1.5, "1", True, HUGE],
     "stop": [1, True, {}, "", [""], ["a"] * 17, ["a", 1], "a" * 1001],

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from glasslm.errors import DivergedError, InputError, require
 
+# Far outside of this range the logits of used tokens overflow.
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 1e-3, 1e3
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -47,9 +50,11 @@ class Sampling:
         require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
         require(0 <= self.top_p <= 1, "top_p", self.top_p, "0 (the likeliest token) to 1 (off)")
         require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 (off) and 1")
-        penalty = self.repetition_penalty
         require(
-            0 < penalty < math.inf, "repetition_penalty", penalty, "above 0 (1: off), and finite"
+            MIN_REPETITION_PENALTY <= self.repetition_penalty <= MAX_REPETITION_PENALTY,
+            "repetition_penalty",
+            self.repetition_penalty,
+            f"{MIN_REPETITION_PENALTY:g} to {MAX_REPETITION_PENALTY:g} (1: off)",
         )
         require(0 <= self.seed < 2**64, "seed", self.seed, "between 0 and 2^64 - 1")
 

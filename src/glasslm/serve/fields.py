@@ -61,19 +61,14 @@ class Fields:
             raise wrong_value(name, value, expected)
         return number
 
-    def number(
-        self, name: str, default: float, low: float, high: float, *, above: bool = False
-    ) -> float:
-        """A finite number from `low` (or `above` it) to `high`."""
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        """A number from `low` to `high`."""
         value = self.get(name)
         if value is None:
             return default
         number = as_number(value)
-        fits = number is not None and low <= number <= high and not (above and number == low)
-        if number is None or not fits:
-            lower = f"above {low:g}" if above else f"from {low:g}"
-            upper = f" to {high:g}" if math.isfinite(high) else ""
-            raise wrong_value(name, value, f"a number {lower}{upper}")
+        if number is None or not low <= number <= high:
+            raise wrong_value(name, value, f"a number from {low:g} to {high:g}")
         return number
 
 

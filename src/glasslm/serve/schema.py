@@ -7,13 +7,16 @@ those of glasslm. What depends on the model (vocabulary, context) is checked in 
 from __future__ import annotations
 
 import json
-import math
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
 from glasslm.errors import InputError
-from glasslm.inference.sampling import Sampling
+from glasslm.inference.sampling import (
+    MAX_REPETITION_PENALTY,
+    MIN_REPETITION_PENALTY,
+    Sampling,
+)
 from glasslm.serve.api_error import ApiError, describe_value, wrong_value
 from glasslm.serve.fields import Fields, as_integer, as_number
 from glasslm.serve.limits import Limits
@@ -202,7 +205,9 @@ def _read_sampling(fields: Fields) -> Sampling:
             top_k=fields.integer("top_k", 0, 0, 2**31),
             top_p=fields.number("top_p", 1.0, 0, 1),
             min_p=fields.number("min_p", 0.0, 0, 1),
-            repetition_penalty=fields.number("repetition_penalty", 1.0, 0, math.inf, above=True),
+            repetition_penalty=fields.number(
+                "repetition_penalty", 1.0, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY
+            ),
             seed=secrets.randbits(63) if seed is None else fields.integer("seed", 0, 0, MAX_SEED),
         )
     except InputError as error:
