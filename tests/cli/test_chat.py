@@ -1,5 +1,6 @@
 """glasslm chat: through a pipe, in a terminal, with a server; exports stop where it stops."""
 
+import io
 import json
 import os
 import re
@@ -18,7 +19,8 @@ import pytest
 
 from chat_runs import NOUNS, learn_chat, make_byte_base, make_random_chat, write_chat
 from glasslm.cli import main
-from glasslm.data.chat.conversations import Conversation
+from glasslm.cli.chat import save
+from glasslm.data.chat.conversations import Conversation, read_conversations
 from glasslm.errors import InputError
 from glasslm.inference.chat_session import ChatSession
 from glasslm.runs.run_folder import Run
@@ -48,19 +50,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return learn_chat(base, chat, folder / "chat", max_steps=150, eval_interval=50, threads=2)
 
 
-def chat(run: Path, text: str, *flags: str, temperature: str = "0") -> tuple[str, str]:
+def chat(
+    run: Path, text: str, *flags: str, temperature: str = "0", exit_code: int = 0
+) -> tuple[str, str]:
     """Standard output and error of `glasslm chat` with these lines."""
     folder, name = run.parent, "talk.txt"
     (folder / name).write_text(text, encoding="utf-8")
     with (folder / name).open() as lines:
         result = run_program("chat", run, "--temperature", temperature, *flags, stdin=lines)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == exit_code, result.stderr
     return result.stdout, result.stderr
 
 
 def test_each_line_of_a_pipe_is_a_turn(run: Path, tmp_path: Path) -> None:
     saved = tmp_path / "talk.jsonl"
-    out, err = chat(run, TALK.format(file=saved))
+    out, err = chat(run, TALK.format(file=saved), exit_code=2)  # some of its lines fail
     assert out.splitlines() == ["meow", "meow", "woof"]
     assert "there is no /nothing" in err
     assert "there is no question yet" in err
@@ -76,9 +80,12 @@ def test_each_line_of_a_pipe_is_a_turn(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_context_drops_the_oldest_turns(run: Path) -> None:
-    out, err = chat(run, "cat?\ndog?\ncow?\nduck?\n" + "x" * 60 + "\ncat?\n", "--json")
+    text = "cat?\ndog?\ncow?\nduck?\n" + "x" * 60 + "\ncat?\n"
+    out, err = chat(run, text, "--json", exit_code=2)
     answers = [json.loads(line) for line in out.splitlines()]
-    assert [answer["answer"] for answer in answers] == ["meow", "woof", "moo", "quack", "meow"]
+    assert [answer["answer"] for answer in answers] == ["meow", "woof", "moo", "quack", "", "meow"]
+    assert ["error" in answer for answer in answers] == [False] * 4 + [True, False]
+    assert "leaves no room for an answer" in answers[4]["error"]
     assert "the model no longer reads the oldest 1 turn" in err
     assert "leaves no room for an answer" in err
 
@@ -143,6 +150,18 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Pat
     assert "Traceback" not in err
 
 
+# What servers answer that are no `glasslm serve`, by the model that is asked for.
+OTHER_ANSWERS = {
+    "no-space": b'data:{"choices":[{"delta":{"content":"meow"}}]}\n\ndata:[DONE]\n\n',
+    "plain": b'{\n"choices": [{"message": {"role": "assistant", "content": "meow"}}]\n}\n',
+    "page": b"<html>\nlog in</html>",
+    "nothing": b": ping\n\n",
+    "other-json": b'{"status": "ok"}',
+    "half": b'data: {"choices": [{"delta": {"content": "me"}}]}\n\ndata: {"cho',
+    "broken": b'data: {"choices": [{"delta": {"content": "me"}}]}\n\ndata: {"error": "full"}\n\n',
+}
+
+
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[Any]]]:
     """A server with OpenAI's API that answers in two pieces; its address, and what it is asked."""
@@ -155,6 +174,8 @@ def server() -> Iterator[tuple[str, list[Any]]]:
             if len(body["messages"]) > 3:
                 error = {"message": "too long", "code": "context_length_exceeded"}
                 self.answer(400, json.dumps({"error": error}).encode())
+            elif body["model"] in OTHER_ANSWERS:
+                self.answer(200, OTHER_ANSWERS[body["model"]])
             elif body["model"] != "m":
                 error = {"message": "there is no model 'x'", "code": "model_not_found"}
                 self.answer(404, json.dumps({"error": error}).encode())
@@ -188,8 +209,6 @@ def test_a_server_answers_and_drops_turns_by_its_own_context(
     server: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    import io
-
     url, requests = server
     monkeypatch.setattr(sys, "stdin", io.StringIO("cat?\ncat?\ncat?\n"))
     flags = ["--server", url, "--api-key", "k", "--top-k", "3", "--system", "Be brief."]
@@ -231,11 +250,69 @@ def test_a_retry_that_fails_keeps_the_turn() -> None:
 def test_a_server_that_is_not_there_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import io
-
     monkeypatch.setattr(sys, "stdin", io.StringIO("cat?\n"))
-    assert main(["chat", "m", "--server", "http://127.0.0.1:9"]) == 0
+    assert main(["chat", "m", "--server", "http://127.0.0.1:9"]) == 2
     assert "does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "answer", "error"),
+    [
+        ("no-space", "meow", None),
+        ("plain", "meow", None),
+        ("page", "", "without an event of a stream (<html>log in</html>)"),
+        ("nothing", "", "without an event of a stream (an empty answer)"),
+        ("other-json", "", "has no choices"),
+        ("broken", "me", "the server ended the answer: full"),
+        ("half", "me", "broke off"),
+    ],
+)
+def test_answers_of_other_servers_are_read_or_named(
+    server: tuple[str, list[Any]], model: str, answer: str, error: str | None,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "stdin", io.StringIO("cat?\n"))
+    assert main(["chat", model, "--server", server[0], "--json"]) == (2 if error else 0)
+    line = json.loads(capsys.readouterr().out)
+    assert (line["question"], line["answer"]) == ("cat?", answer)
+    assert error in line["error"] if error else "error" not in line
+    assert ("broke off" in line.get("error", "")) == (model == "half")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--server", "http://127.0.0.1:9", "--checkpoint", "999"], "--checkpoint would"),
+        (["--server", "http://127.0.0.1:9", "--context", "77", "--ops", "no.py"], "--ops, --con"),
+        (["--server", "http://127.0.0.1:9", "--engine", "torch"], "--engine would"),
+        (["--api-key", "k"], "give --server URL"),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused(
+    flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", "m", *flags]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_turns_without_an_answer_are_not_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`finetune --chat` refuses them."""
+
+    class Source:
+        def stream(self, messages: Conversation, seed: int) -> Iterator[str]:
+            return iter([" " if messages[-1]["content"] == "silence?" else "moo"])
+
+    session = ChatSession(Source(), 0, print)
+    assert list(session.ask("silence?"))
+    with pytest.raises(InputError, match="no question has an answer"):
+        save(session, str(tmp_path / "none.jsonl"))
+    assert list(session.ask("cow?"))
+    save(session, str(tmp_path / "talk.jsonl"))
+    assert "1 turn without an answer left out" in capsys.readouterr().err
+    ((_, messages),) = read_conversations(tmp_path / "talk.jsonl")
+    assert [message["content"] for message in messages] == ["cow?", "moo"]
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -434,12 +434,14 @@ def test_the_terminal_chat_talks_to_the_server(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n" + "a" * 200 + "\n"))
     flags = ["--temperature", "0", "--max-new-tokens", "12", "--json"]
-    assert main(["chat", "chat", "--server", chat_server.url, *flags]) == 0
+    assert main(["chat", "chat", "--server", chat_server.url, *flags]) == 2  # the second line
     out, err = capsys.readouterr()
+    answered, failed = map(json.loads, out.splitlines())
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 12, "temperature": 0}
     (choice,) = chat_server.post("/v1/chat/completions", **body).json()["choices"]
-    assert json.loads(out)["answer"] == choice["message"]["content"]
+    assert answered["answer"] == choice["message"]["content"]
     assert "the server answers 400" in err
+    assert "the server answers 400" in failed["error"]
 
 
 # -- the other engine ----------------------------------------------------------------------------

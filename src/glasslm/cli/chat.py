@@ -28,7 +28,7 @@ from glasslm.inference.chat_session import (
 )
 from glasslm.inference.context_config import ContextConfig
 from glasslm.inference.sampling import Sampling
-from glasslm.text import escape_control_chars, notify, suggest_name
+from glasslm.text import escape_control_chars, notify, plural, suggest_name
 from glasslm.training.interruption import signal_number
 
 DESCRIPTION = """Talk to a model that was fine-tuned on conversations.
@@ -75,15 +75,17 @@ class Flags:
     reading: tyro.conf.OmitArgPrefixes[ContextConfig] = field(default_factory=ContextConfig)
     compute: tyro.conf.OmitArgPrefixes[DeviceConfig] = field(default_factory=DeviceConfig)
     json: bool = False
-    """Print one JSON object for each turn: question, answer."""
+    """Print one JSON object for each turn: question, answer, and the error of one that failed."""
 
 
 def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm chat", DESCRIPTION)
     if flags.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens is {flags.max_new_tokens}: expected 1 or more")
+    _refuse_unused_flags(flags)
     session = ChatSession(_open_source(flags), flags.sampling.seed, notify)
     session.system = flags.system
+    exit_code = 0
     for line in _read_lines():
         if not line.strip():
             continue
@@ -95,7 +97,31 @@ def main(argv: list[str]) -> int:
                 _print_answer(line, partial(session.ask, line), flags.json)
         except InputError as error:  # of one turn
             notify(f"glasslm chat: {error}")
-    return 0
+            exit_code = error.exit_code
+    return 0 if _is_terminal() else exit_code
+
+
+def _refuse_unused_flags(flags: Flags) -> None:
+    """Raise InputError for a flag that would change nothing."""
+    if not flags.server:
+        if flags.api_key:
+            raise InputError("--api-key is for a server: give --server URL, or leave it out")
+        return
+    defaults, given = (
+        {"checkpoint": each.checkpoint, "ops": each.ops, **vars(each.reading), **vars(each.compute)}
+        for each in (Flags(flags.run), flags)
+    )
+    unused = [f"--{name.replace('_', '-')}" for name in given if given[name] != defaults[name]]
+    if unused:
+        raise InputError(
+            f"{', '.join(unused)} would change nothing, because a server answers with the model "
+            "that it has loaded: leave this out with --server"
+        )
+
+
+def _is_terminal() -> bool:
+    """Whether a person types the lines."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _open_source(flags: Flags) -> AnswerSource:
@@ -126,7 +152,7 @@ def _read_lines() -> Iterator[str]:
 
     At the prompt, Ctrl-C and Ctrl-D end the conversation.
     """
-    is_terminal = sys.stdin is not None and sys.stdin.isatty()
+    is_terminal = _is_terminal()
     if is_terminal:
         with contextlib.suppress(ImportError):  # Windows has a history of its own
             import readline  # noqa: F401 - gives input() arrow keys and a history
@@ -155,11 +181,15 @@ def _read_lines() -> Iterator[str]:
 
 
 def _print_answer(question: str, ask: Callable[[], Iterator[str]], as_json: bool) -> None:
-    """Print the answer of `ask` as it is generated; Ctrl-C stops it."""
-    answer = ""
+    """Print the answer of `ask` as it is generated; Ctrl-C stops it.
+
+    Raises the InputError with which it failed once that is printed as JSON, or the line is ended.
+    """
+    result = {"question": question, "answer": ""}
+    error: InputError | None = None
     try:
         for piece in ask():
-            answer += piece
+            result["answer"] += piece
             if not as_json:
                 # What a model writes must not steer the terminal, also behind a pipe.
                 sys.stdout.write(escape_control_chars(piece))
@@ -168,7 +198,15 @@ def _print_answer(question: str, ask: Callable[[], Iterator[str]], as_json: bool
         if signal_number(interrupt) != SIGINT:
             raise
         notify("\n(stopped)")
-    print(json.dumps({"question": question, "answer": answer}) if as_json else "", flush=True)
+    except InputError as failure:
+        error = failure
+        result["error"] = str(error)
+    if as_json:
+        print(json.dumps(result), flush=True)
+    elif error is None or result["answer"]:
+        print(flush=True)
+    if error is not None:
+        raise error
 
 
 def _run_command(session: ChatSession, line: str, as_json: bool) -> bool:
@@ -188,7 +226,7 @@ def _run_command(session: ChatSession, line: str, as_json: bool) -> bool:
                 raise InputError("there is no question yet: ask one")
             _print_answer(session.turns[-2]["content"], session.ask_again, as_json)
         case "/save":
-            _save(session, argument)
+            save(session, argument)
         case "/system":
             session.system = argument
             session.reset()
@@ -199,17 +237,24 @@ def _run_command(session: ChatSession, line: str, as_json: bool) -> bool:
     return True
 
 
-def _save(session: ChatSession, path: str) -> None:
-    """Write the conversation to a new file."""
+def save(session: ChatSession, path: str) -> None:
+    """Write the conversation to a new file, without questions that have no answer."""
     if not path:
         raise InputError("/save needs the name of a file: /save talk.jsonl")
     if not session.turns:
         raise InputError("there is nothing to save yet: ask a question")
     if Path(path).exists():
         raise InputError(f"{path} exists: choose another name")
-    line = json.dumps({"messages": session.messages}, ensure_ascii=False) + "\n"
+    messages = session.answered_messages
+    if not messages:
+        raise InputError("no question has an answer that could be saved: ask another one")
+    line = json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
     with explain_system_errors(
         path, lambda reason: InputError(f"{path} cannot be written ({reason}): choose another name")
     ):
         files.write_atomic(Path(path), line.encode())
     notify(f"saved: {path}")
+    n_answered = sum(message["role"] == "assistant" for message in messages)
+    if n_left_out := len(session.turns) // 2 - n_answered:
+        turns = plural(n_left_out, "turn")
+        notify(f"note: {turns} without an answer left out: finetune --chat refuses an empty one")

@@ -13,6 +13,7 @@ from glasslm.inference.sampling import Sampling
 from glasslm.text import to_one_line
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 300.0
+MAX_PLAIN_BYTES = 1 << 20  # of an answer that is no stream of events
 START_EXAMPLE = "glasslm serve RUN"
 
 
@@ -56,27 +57,48 @@ class RemoteAnswers:
     def _read_pieces(self, response: Any) -> Iterator[str]:
         import requests
 
+        has_events, other = False, b""
         with response:
             try:
                 for line in response.iter_lines():
-                    data = line.removeprefix(b"data: ")
-                    if data == line:  # a blank line, or a comment that keeps the connection open
+                    if not line.startswith(b"data:"):
+                        # A comment keeps the connection open; another line may be no stream.
+                        if not (has_events or line.startswith(b":")):
+                            other += line[: MAX_PLAIN_BYTES - len(other)]
                         continue
+                    has_events = True
+                    data = line.removeprefix(b"data:").removeprefix(b" ")
                     if data == b"[DONE]":
                         return
                     yield _piece_of(json.loads(data))
+            except InputError:  # of _piece_of; it is a ValueError
+                raise
             except (requests.RequestException, ValueError) as error:
                 raise InputError(
                     f"the answer of {self._url} broke off: {to_one_line(str(error), 100)}"
                 ) from None
+        if not has_events:
+            yield _piece_of(self._parse_plain(other))
+
+    def _parse_plain(self, body: bytes) -> Any:
+        """The JSON of an answer that is no stream: some servers answer at once all the same."""
+        try:
+            return json.loads(body)
+        except ValueError:
+            start = to_one_line(body.decode("utf-8", "replace"), 60) or "an empty answer"
+            raise InputError(
+                f"{self._url} answers 200 without an event of a stream ({start}): expected a "
+                "server with OpenAI's API, is this its address?"
+            ) from None
 
 
 def _piece_of(chunk: Any) -> str:
-    """The text of one event of the stream."""
+    """The text of one event of the stream, or of a whole answer."""
     if isinstance(chunk, dict) and "error" in chunk:
         raise InputError(f"the server ended the answer: {to_one_line(str(chunk['error']), 200)}")
     try:
-        content = chunk["choices"][0]["delta"].get("content") if chunk["choices"] else ""
+        choice = chunk["choices"][0] if chunk["choices"] else {"delta": {}}
+        content = choice["message" if "message" in choice else "delta"].get("content")
     except (KeyError, TypeError, IndexError, AttributeError):
         raise InputError(
             "the server's answer has no choices: is it an API like OpenAI's?"

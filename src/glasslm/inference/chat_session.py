@@ -72,9 +72,11 @@ class ChatSession:
         self._n_answers = 0
 
     @property
-    def messages(self) -> Conversation:
-        """The whole conversation, with the message of the system."""
-        return [*self._system_messages, *self.turns]
+    def answered_messages(self) -> Conversation:
+        """The message of the system and the turns with an answer; empty where there is none."""
+        pairs = zip(self.turns[::2], self.turns[1::2])
+        turns = [turn for pair in pairs if pair[1]["content"].strip() for turn in pair]
+        return [*self._system_messages, *turns] if turns else []
 
     def ask(self, question: str) -> Iterator[str]:
         """The answer to a question, piece by piece. What is read of it becomes part of the history.
