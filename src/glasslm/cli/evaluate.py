@@ -59,7 +59,7 @@ class Flags:
         SuiteName | None, optional_flag("|".join(get_args(SuiteName)), "none: a text")
     ] = None
     """Measure what the model can do instead of the loss of a text.
-    The result also stands in the run's report."""
+    The result also stands in the run's report, if context and operations are those of training."""
     checkpoint: CheckpointFlag = "best"
     ops: RunOpsFlag = ""
     reading: ContextConfig = field(default_factory=ContextConfig)
@@ -145,13 +145,20 @@ def _read_tokens(flags: Flags, model: Model) -> Tokens:
 
 
 def _evaluate_suite(model: Model, name: SuiteName, flags: Flags) -> int:
-    """Measure a suite, print its result, and save it in the run for its report."""
+    """Measure a suite, print its result, and save it in the run for its report.
+
+    The report shows the run as it was trained, so a result with another context or other operations
+    is not saved.
+    """
     from glasslm.inference.suites.catalogue import SUITES
 
     run = run_folder.Run(run_folder.find_run(flags.run))
     result = SUITES[name](model, run.dataset(notify))
-    path = save_result(result, run.path)
-    notify(f"saved in {path}; `glasslm report {run.path}` shows it")
+    if model.config == run.config:
+        path = save_result(result, run.path)
+        notify(f"saved in {path}; `glasslm report {run.path}` shows it")
+    else:
+        notify("not saved in the run: leave out --ops, --context and --rope-scaling to save it")
     facts = {"suite": name, "step": result.step, **result.facts}
     print_escaped(json.dumps(to_json_types(facts)) if flags.json else _format_suite(result))
     return 0

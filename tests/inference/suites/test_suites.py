@@ -248,6 +248,13 @@ def test_a_suite_stands_in_the_report_of_the_run(tmp_path, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["suite"] == "induction"
     assert len(facts["scores"]["induction"]) == 2  # layers
+    (saved,) = (folder / "suites").iterdir()
+    content = saved.read_bytes()
+    assert cli.main(["evaluate", run, "--suite", "induction", "--context", "12"]) == 0
+    captured = capsys.readouterr()
+    assert "texts of 6 random tokens" in captured.out
+    assert "not saved in the run: leave out --ops, --context" in captured.err
+    assert saved.read_bytes() == content
     assert cli.main(["report", run]) == 0
     for name in ("report.md", "report.html"):
         page = (folder / name).read_text(encoding="utf-8")
