@@ -62,7 +62,7 @@ class StepLine(TypedDict):
 
 
 class ProportionFacts(TypedDict):
-    """A share with its 95% interval (Wilson's)."""
+    """A share with its 95% interval: Wilson's, or Student's for tokens of a suite."""
 
     count: Count
     of: Count

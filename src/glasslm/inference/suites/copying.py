@@ -7,7 +7,7 @@ from typing import Any
 from glasslm.data.dataset import Dataset
 from glasslm.errors import InputError
 from glasslm.inference.exact_answers import exact_answers, likeliest_tokens
-from glasslm.inference.proportions import Proportion
+from glasslm.inference.proportions import Proportion, TokenProportion
 from glasslm.inference.suites.random_texts import known_tokens, repeated_tokens
 from glasslm.inference.suites.suite_result import SuiteResult
 from glasslm.inference.trained_model import Model
@@ -35,7 +35,7 @@ def measure_copying(model: Model, dataset: Dataset) -> SuiteResult:
         tokens = repeated_tokens(known, length, ROWS, SEED)
         predictions = likeliest_tokens(model.engine, tokens[:, :-1])[:, length:]
         copies = tokens[:, length + 1 :]
-        each = Proportion(int((predictions == copies).sum()), copies.size)
+        each = TokenProportion(tuple((predictions == copies).sum(1).tolist()), copies.shape[1])
         whole = Proportion(int(exact_answers(predictions, copies).sum()), ROWS)
         rows.append((str(length), str(each), str(whole)))
         facts[str(length)] = {"tokens": each.facts, "sequences": whole.facts}
@@ -45,7 +45,8 @@ def measure_copying(model: Model, dataset: Dataset) -> SuiteResult:
         "How long a sequence does the model copy?",
         f"{ROWS} sequences of random tokens of each length, written twice. A token of the second "
         "copy, from its second token on, is right if it is the likeliest; a sequence, if all its "
-        f"tokens are. Chance is {chance:.1%} for a token. 95% intervals are in parentheses.",
+        f"tokens are. Chance is {chance:.1%} for a token. 95% intervals are in parentheses, both "
+        "over sequences: tokens of one sequence are not independent.",
         ("length", "tokens right", "sequences right"),
         tuple(rows),
         model.step,
