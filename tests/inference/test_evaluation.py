@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from hypothesis import strategies as st
 import glasslm.cli
 import small_runs
 from doubles import HistoryEngine, make_run
-from glasslm.config.schema import DataConfig
-from glasslm.data.dataset import prepare_dataset
+from glasslm.config.schema import DataConfig, ModelConfig
+from glasslm.data.chat.conversation_rows import Conversations
+from glasslm.data.dataset import Split, prepare_dataset
 from glasslm.data.sources import corpora
 from glasslm.data.tokenizers import CharTokenizer
 from glasslm.errors import InputError
 from glasslm.inference.evaluation import TextWindows, evaluate, evaluate_windows, iterate_windows
+from glasslm.inference.exact_answers import score_own_text
 
 
 class UniformEngine:
@@ -163,6 +166,27 @@ def test_a_diverged_model_has_a_score(bad):
 def test_too_short_a_text_is_refused(n):
     with pytest.raises(InputError, match="at least 2"):
         evaluate(UniformEngine(3), np.zeros(n, np.uint16), np.ones(3, np.int64), 8)
+
+
+def test_answers_behind_the_context_are_counted_and_named():
+    """Two conversations of 4 and 9 tokens, of which the second half is the answer."""
+    starts, marks = np.array([0, 4, 13]), np.array([0] * 2 + [1] * 2 + [0] * 5 + [1] * 4, np.uint8)
+    split = Split(np.arange(13), 13, Conversations(starts, marks, -1))
+
+    def score(context):
+        config = SimpleNamespace(data=DataConfig(), model=ModelConfig(block_size=context))
+        tokenizer = SimpleNamespace(scored_bytes=np.ones(13, np.int64))
+        model = SimpleNamespace(config=config, tokenizer=tokenizer, engine=UniformEngine(13))
+        return score_own_text(model, split, notes.append)
+
+    notes = []
+    assert score(8)[3:6] == (6, 6, True)
+    assert notes == []
+    assert score(6)[3:6] == (4, 4, False)
+    (note,) = notes
+    assert "2 of 6 tokens of answers lie behind the context of 6 and are not scored" in note
+    with pytest.raises(InputError, match="behind the context of 1 token: give a larger --context"):
+        score(1)
 
 
 def test_the_command_scores_files_and_splits(tmp_path, capsys, monkeypatch):

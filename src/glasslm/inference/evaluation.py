@@ -31,7 +31,8 @@ class Score(NamedTuple):
 
     `loss` is the mean in nats per predicted token, `perplexity` exp(loss), `bpb` the bits per byte
     of the predicted tokens' text. `tokens` and `bytes` count the predicted tokens and their text.
-    `whole`: all tokens but the first were predicted, not only those of a sample of windows.
+    `whole`: all tokens but the first were predicted, not only those of a sample of windows. In
+    training this includes conversations of which the context cuts the end.
     `stderr` is the standard error of a sample's loss, as an estimate of the loss of the whole.
     Of a synthetic task, training also measures the examples that are answered exactly: `accuracy`
     on held-out examples and `train_accuracy` on examples of the training text.

@@ -24,7 +24,7 @@ from glasslm.errors import InputError
 from glasslm.inference import evaluation
 from glasslm.inference.proportions import Proportion
 from glasslm.inference.trained_model import WINDOWS_PER_CALL, Model
-from glasslm.text import Notify, ignore_message
+from glasslm.text import Notify, ignore_message, plural
 
 EXAMPLES_PER_CALL = 256
 
@@ -112,17 +112,29 @@ def score_windows(
 def score_own_text(model: Model, split: Split, notify: Notify = ignore_message) -> evaluation.Score:
     """The score of a split of the run's own text, as training measures it.
 
-    Raises InputError where the context does not hold a whole number of examples of the task.
+    It is not `whole` where answers lie behind the context; `notify` receives a note then. Raises
+    InputError where all of them do, and where the context does not hold a whole number of examples
+    of the task.
     """
     data, c = model.config.data, model.config.model
     require_whole_examples(data, c.block_size)
-    return score_windows(
-        model.engine,
-        evaluation.split_windows(split, c),
-        model.tokenizer.scored_bytes,
-        rows=WINDOWS_PER_CALL,
-        notify=notify,
+    windows = evaluation.split_windows(split, c)
+    if isinstance(windows, evaluation.AnswerWindows) and not len(windows):
+        raise InputError(
+            f"every answer lies behind the context of {plural(c.block_size, 'token')}: give a "
+            "larger --context, or leave it out"
+        )
+    score = score_windows(
+        model.engine, windows, model.tokenizer.scored_bytes, rows=WINDOWS_PER_CALL, notify=notify
     )
+    if isinstance(windows, evaluation.AnswerWindows) and score.tokens < windows.n_targets:
+        n_left_out = windows.n_targets - score.tokens
+        notify(
+            f"note: {n_left_out:,} of {windows.n_targets:,} tokens of answers lie behind the "
+            f"context of {c.block_size:,} and are not scored"
+        )
+        return score._replace(whole=False)
+    return score
 
 
 def judge_examples(model: Model, examples: Sequence[Example]) -> NDArray[np.bool_]:
