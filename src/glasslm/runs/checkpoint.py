@@ -11,7 +11,6 @@ highest step that verifies, and its state names the best. The same state gives t
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -223,19 +222,6 @@ def list_steps(run_dir: Path) -> list[int]:
     folder = run_dir / FOLDER
     names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
-
-
-def hash_checkpoint(run_dir: Path, step: int) -> str:
-    """The hash that names a checkpoint and its run.json; empty where one of the two is missing.
-
-    The manifest has the hashes of the files, which are not read.
-    """
-    try:
-        manifest = (_checkpoint_path(run_dir, step) / files.MANIFEST).read_bytes()
-        record = files.file_sha256(run_dir / "run.json")
-    except FileNotFoundError:
-        return ""
-    return hashlib.sha256(manifest + record.encode()).hexdigest()[:32]
 
 
 def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import threading
 import time
@@ -11,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from glasslm import files
 from glasslm.config.schema import DeviceConfig
 from glasslm.data.chat.chat_template import ChatTemplate
 from glasslm.errors import DamagedError, InputError
@@ -20,6 +22,24 @@ from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.checkpoint_selector import CheckpointSelector
 from glasslm.serve.json_schema import SchemaGrammar
 from glasslm.serve.logprobs import TokenNames
+
+
+def hash_checkpoint(run_dir: Path, step: int) -> str:
+    """The hash that names a checkpoint and its run.json; empty where one of the two is missing.
+
+    The manifest has the hashes of the files, which are not read.
+    """
+    path = manifest_path(run_dir, step)
+    try:
+        content = path.read_bytes() + files.file_sha256(run_dir / "run.json").encode()
+    except FileNotFoundError:
+        return ""
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def manifest_path(run_dir: Path, step: int) -> Path:
+    """The file with the hashes of a checkpoint."""
+    return run_dir / checkpoint.FOLDER / f"{step:06d}" / files.MANIFEST
 
 
 @dataclass(frozen=True)
@@ -38,7 +58,7 @@ class ModelSource:
     def newest_hash(self) -> str:
         """The hash of the newest checkpoint, whose files are not verified; empty without one."""
         for step in reversed(checkpoint.list_steps(self.path)):
-            if newest := checkpoint.hash_checkpoint(self.path, step):
+            if newest := hash_checkpoint(self.path, step):
                 return newest
         return ""
 
@@ -57,9 +77,9 @@ class ModelSource:
         # The hashes come first: those of a run that is replaced meanwhile are old, so the next
         # reload takes up the new one.
         steps = checkpoint.list_steps(self.path)
-        hashes = {step: checkpoint.hash_checkpoint(self.path, step) for step in steps}
+        hashes = {step: hash_checkpoint(self.path, step) for step in steps}
         model = load_model(self.path, selector, **vars(self.device))
-        own_hash = hashes.get(model.step) or checkpoint.hash_checkpoint(self.path, model.step)
+        own_hash = hashes.get(model.step) or hash_checkpoint(self.path, model.step)
         return LoadedModel(self, model, own_hash)
 
 
@@ -69,7 +89,7 @@ class LoadedModel:
 
     source: ModelSource
     model: Model
-    hash: str  # checkpoint.hash_checkpoint
+    hash: str  # of hash_checkpoint
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
     is_retired: bool = False  # newer weights of the same run are served
     _lock: threading.Lock = field(default_factory=threading.Lock)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glasslm import files
 from glasslm.data.file_stamp import FileStamp, read_stamp
 from glasslm.engines.protocol import Engine
 from glasslm.errors import DamagedError
@@ -29,7 +28,7 @@ from glasslm.runs import checkpoint
 from glasslm.serve.api_error import ApiError
 from glasslm.serve.inside.texts import InsideText
 from glasslm.serve.logprobs import TokenNames
-from glasslm.serve.served_model import ModelSource
+from glasslm.serve.served_model import ModelSource, hash_checkpoint, manifest_path
 
 MAX_MODELS, MAX_MODEL_BYTES = 8, 2 << 30  # loaded together; two are kept, whatever they need
 MAX_PASSES, MAX_PASS_BYTES = 64, 256 << 20
@@ -157,14 +156,14 @@ class CheckpointStore:
             yield key
 
     def _hash(self, run_dir: Path, step: int) -> str:
-        """`checkpoint.hash_checkpoint`, computed again where the manifest has changed."""
-        manifest = run_dir / checkpoint.FOLDER / f"{step:06d}" / files.MANIFEST
+        """`hash_checkpoint`, computed again where the manifest has changed."""
+        manifest = manifest_path(run_dir, step)
         stamp = read_stamp(manifest)
         if stamp is None:
             return ""
         known = self._hashes.get(manifest)
         if known is None or known[0] != stamp:
-            known = stamp, checkpoint.hash_checkpoint(run_dir, step)
+            known = stamp, hash_checkpoint(run_dir, step)
             if known[1]:
                 self._hashes[manifest] = known
         return known[1]
