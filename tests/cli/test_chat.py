@@ -371,11 +371,11 @@ def test_a_gguf_file_has_the_template_and_the_end_of_a_turn(
 def test_a_pipe_that_is_interrupted_between_turns_ends(tmp_path: Path) -> None:
     made = make_random_chat(tmp_path / "run", 64)
     reading, writing = os.pipe()
-    process = start_program("chat", made, "--threads", "1", stdin=reading)
+    process = start_program("chat", made, "--json", "--threads", "1", stdin=reading)
     os.close(reading)
     os.write(writing, b"a\n")
     assert process.stdout is not None
-    process.stdout.readline()
+    process.stdout.readline()  # the whole answer, whose text may hold line breaks
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
