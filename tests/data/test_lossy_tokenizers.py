@@ -89,6 +89,18 @@ def byte_level(normalizer: normalizers.Normalizer | None = None) -> Library:
     return library
 
 
+def bytes_of_its_text(suffix: str = "") -> Library:
+    """A byte-level BPE with tokens for the bytes of its training text alone."""
+    options = {"end_of_word_suffix": suffix} if suffix else {}
+    library = Library(models.BPE(**options))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if suffix else []
+    return trained(
+        library, trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, **options)
+    )
+
+
 def trained(library: Library, trainer: trainers.Trainer) -> Library:
     trainer.show_progress = False
     library.train_from_iterator([TEXT], trainer)
@@ -113,6 +125,8 @@ LOSSY: dict[str, tuple[Callable[[], Library], str]] = {
         lambda: byte_level(normalizers.Replace(Regex(" {2,}"), " ")),
         "'a  b' comes back as 'a b'",
     ),
+    "bytes of its own text": (bytes_of_its_text, "comes back as"),
+    "bytes with a suffix": (lambda: bytes_of_its_text("</w>"), "comes back as"),
 }  # fmt: skip
 LOSSLESS: dict[str, Callable[[], Library]] = {
     "byte level": byte_level,

@@ -80,6 +80,9 @@ def detect_kind(description: dict[str, Any], is_own: bool) -> str:
         or not byte_level
         or splitter["add_prefix_space"]
         or description.get("normalizer")
+        or model.get("continuing_subword_prefix")  # tokens with more than their bytes
+        or model.get("end_of_word_suffix")
+        or not BYTE_OF_CHARACTER.keys() <= model["vocab"].keys()  # a byte without a token vanishes
     ):
         return "json"
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
