@@ -20,20 +20,22 @@ def cut_between_words(
     blanks, a piece ends anywhere, so that memory is bounded. A token of `special` is never cut if
     none of `texts` ends inside one.
     """
-    buffer = ""
+    buffer, searched = "", 0  # no word ends before buffer[searched], so it is searched once
     for text in texts:
         buffer += text
         start = 0
         while len(buffer) - start > size:
-            word_end = _WORD_END.search(buffer, start + size)
-            if word_end is None and len(buffer) - start < 16 * size:
-                break
+            word_end = _WORD_END.search(buffer, max(start + size, searched))
+            if word_end is None:
+                searched = len(buffer) - 1  # what follows the last character is not known yet
+                if len(buffer) - start < 16 * size:
+                    break
             end = word_end.end() if word_end else start + 16 * size
             if special and special.tokens:
                 end = _end_of_token(special, buffer, start, end)
             yield buffer[start:end]
             start = end
-        buffer = buffer[start:]
+        buffer, searched = buffer[start:], searched - start
     if buffer:
         yield buffer
 
