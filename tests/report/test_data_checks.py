@@ -109,6 +109,16 @@ def test_duplicates_between_the_splits_are_a_leak() -> None:
     )  # without a natural text there is no comparison
 
 
+def test_lines_in_another_order_are_a_leak() -> None:
+    """No window of 50 bytes is in both parts, and every line is."""
+    lines = [line[:30].replace(" ", "_") for line in prose(9_000, 1).splitlines() if line[30:]]
+    train, val = "\n".join(lines), "\n".join(lines[::-7])
+    finding = findings_by_signal(dataset_of(train, val), [])[data_checks.LEAKAGE]
+    assert finding.verdict == "bad"
+    assert finding.evidence.startswith("0 of ")
+    assert f"have {30 * len(lines[::-7]):,} bytes (96.8%)" in finding.evidence
+
+
 def test_a_model_worse_than_the_baselines_gets_the_verdict_bad() -> None:
     dataset = dataset_of(prose(9_000, 1), prose(1_000, 2))
     found = data_checks.check_data(dataset, [], eval_line(5.5))

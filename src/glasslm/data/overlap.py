@@ -1,4 +1,4 @@
-"""Find what two texts share word for word: the longest passage, and windows of one in the other.
+"""Find what two texts share word for word: the longest passage, and windows and lines of one.
 
 Window hashes only propose positions. Every reported match is compared byte by byte, so a hash
 collision may hide a passage but never reports a false one.
@@ -17,6 +17,7 @@ from glasslm.data.rolling_hash import Positions, RollingHash
 
 # Longer than what texts of one kind share by chance, shorter than a sentence.
 WINDOW_BYTES = 50
+MIN_LINE_BYTES = 20  # shorter lines repeat in any text
 CHUNK_BYTES = 1 << 20  # of the searched text, hashed at once
 FIRST_STEP_BYTES = 16  # about what any two texts of one kind share
 
@@ -82,6 +83,23 @@ def match_windows(windows: bytes, text: bytes, width: int = WINDOW_BYTES) -> NDA
         ]
         in_text[matches.starts[np.array(equal, bool)] // width] = True
     return in_text
+
+
+def count_shared_line_bytes(lines: bytes, text: bytes) -> int:
+    """Bytes of those lines of `lines` that are also lines of `text`.
+
+    White space around a line does not count, nor do lines shorter than MIN_LINE_BYTES. Windows do
+    not find a text of shorter lines in another order.
+
+    >>> count_shared_line_bytes(b"The Red-Headed League\\nby", b"The Red-Headed League\\n")
+    21
+    """
+    shared = set(_long_lines(lines)).intersection(_long_lines(text))
+    return sum(len(line) for line in _long_lines(lines) if line in shared)
+
+
+def _long_lines(text: bytes) -> Iterator[bytes]:
+    return (line for line in map(bytes.strip, text.split(b"\n")) if len(line) >= MIN_LINE_BYTES)
 
 
 class _HashedText:

@@ -15,7 +15,14 @@ import numpy as np
 
 from glasslm.data.baselines import MAX_ORDER, Baselines, explain_baseline_text, trained_baselines
 from glasslm.data.dataset import Dataset
-from glasslm.data.overlap import WINDOW_BYTES, Passage, find_longest_passage, match_windows
+from glasslm.data.overlap import (
+    MIN_LINE_BYTES,
+    WINDOW_BYTES,
+    Passage,
+    count_shared_line_bytes,
+    find_longest_passage,
+    match_windows,
+)
 from glasslm.data.token_file import Tokens
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.report.findings import Finding
@@ -179,14 +186,21 @@ def _check_copying(
 
 
 def _check_leakage(train: bytes, val: bytes) -> Finding:
-    """How much of the validation text stands in the training text."""
+    """How much of the validation text stands in the training text.
+
+    The larger of two shares decides: that of windows, and that of whole lines, for texts whose
+    lines are shorter than a window.
+    """
     width = min(WINDOW_BYTES, len(val))
     matches = match_windows(val, train, width)
-    share = float(matches.mean())
+    line_bytes = count_shared_line_bytes(val, train)
+    share = max(float(matches.mean()), line_bytes / len(val))
     longest = find_longest_passage([val], train)
     evidence = (
         f"{int(matches.sum()):,} of {len(matches):,} windows of {width} bytes of the validation "
-        f"text ({share:.1%}) stand in the training text. The longest passage in both has "
+        f"text ({matches.mean():.1%}) stand in the training text. Its lines of {MIN_LINE_BYTES} "
+        f"bytes or more that are also lines of the training text have {line_bytes:,} bytes "
+        f"({line_bytes / len(val):.1%}). The longest passage in both has "
         f"{_describe_length(_cut(val, longest))}, from byte {longest.start:,} of the validation "
         f"text and byte {longest.text_start:,} of the training text."
     )
