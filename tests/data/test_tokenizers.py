@@ -209,6 +209,14 @@ def test_foreign_tokenizers_are_neither_truncated_nor_padded() -> None:
         tokenizer.encode("<s>")  # a special token in a text is text, and this vocabulary has no "<"
 
 
+def test_dropout_of_a_file_is_for_its_training_alone(bpe: SubwordTokenizer) -> None:
+    library = Library.from_str(bpe.to_json())
+    library.model.dropout = 0.9
+    tokenizer = tokenizers.parse_tokenizer(library.to_str())
+    np.testing.assert_array_equal(tokenizer.encode(sample_text()), bpe.encode(sample_text()))
+    assert tokenizers.parse_tokenizer(tokenizer.to_json()).sha256 == tokenizer.sha256
+
+
 def test_wordpiece_bytes_join_to_words() -> None:
     tokenizer = tokenizers.parse_tokenizer(foreign_tokenizer("wordpiece").to_str())
     words = [word for word in sample_text().replace(",", "").replace(".", "").split() if word][:50]

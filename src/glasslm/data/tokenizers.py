@@ -218,6 +218,8 @@ class SubwordTokenizer(Tokenizer):
         else:
             self.unused_special_tokens = tuple(special)
         self._library.encode_special_tokens = not self.special_tokens  # True: they are text
+        if description["model"].get("dropout"):  # it would merge at random; the file keeps it
+            self._library.model.dropout = None
         self.kind = detect_kind(description, bool(self.special_tokens))
         vocabulary = self._library.get_vocab(with_added_tokens=True)
         self.token_bytes = read_token_bytes(vocabulary, description)
@@ -245,12 +247,10 @@ class SubwordTokenizer(Tokenizer):
         refuse_surrogates(text)
         # GPT-2's pattern never looks past the end of a word, so pieces that end there give the ids
         # of the whole text.
-        is_own = self.kind in ("bpe", "gpt2")
+        pieces, is_own = [text], self.kind in ("bpe", "gpt2")
         if is_own:
             special = TokenPattern(tuple(self.special_tokens)) if self.special_tokens else None
             pieces = list(cut_between_words([text], self.PIECE_CHARACTERS, special))
-        else:
-            pieces = [text]
         encodings = call_tokenizers(
             lambda: self._library.encode_batch_fast(pieces, add_special_tokens=False),
             CANNOT_EXPRESS,
