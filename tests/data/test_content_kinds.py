@@ -389,6 +389,15 @@ def test_the_files_of_the_validation_part_are_named(tmp_path: Path) -> None:
     (note,) = prepare(tmp_path, val_fraction=0.05)  # type: ignore[arg-type]
     assert note.endswith("1 of 10 files, " + str(tmp_path / "j.txt"))
     assert prepare(tmp_path / "a.txt", tokenizer="byte") == []
+    # Where a text has fewer or more bytes than its files, those of the validation part are unknown.
+    (tmp_path / "a.txt").write_bytes(b"a" * 999 + b"\xff")
+    notes = prepare(tmp_path, encoding_errors="replace")
+    assert not any("validation part" in note for note in notes)
+    (tmp_path / "a.txt").write_text("a#" * 98)
+    notes = prepare(tmp_path, document_separator="#")  # type: ignore[arg-type]
+    assert not any("validation part" in note for note in notes)
+    notes = prepare(tmp_path, special_tokens=("<|end|>",))  # type: ignore[arg-type]
+    assert "2 of 10 files" in notes[-1]
 
 
 @pytest.mark.parametrize(

@@ -87,12 +87,13 @@ def test_nuls_are_kept_and_noted(tmp_path: Path) -> None:
 
 def test_replaced_bytes_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "r.txt"
-    path.write_bytes((b"a\xffb\xfe" + b"c" * 400) * 50)
+    path.write_bytes("\ufffd".encode() + (b"a\xffb\xfe" + b"c" * 400) * 50)
     messages: list[str] = []
     data = DataConfig(text_file=(str(path),), tokenizer="byte", encoding_errors="replace")
     dataset = prepare_dataset(data, corpora.find_source(data, quiet), messages.append)
-    assert dataset.train.bytes + dataset.val.bytes == 50 * (400 + len("a\ufffdb\ufffd".encode()))
-    assert any("100 U+FFFD" in message for message in messages)
+    n_bytes = 3 + 50 * (400 + len("a\ufffdb\ufffd".encode()))
+    assert dataset.train.bytes + dataset.val.bytes == n_bytes
+    assert any("holds 100 U+FFFD" in message for message in messages)
 
 
 # -- The cache -------------------------------------------------------------------------------------

@@ -282,7 +282,7 @@ def _build_dataset(
         source.require_separator(data.encoding_errors)
     dataset_notes.notify_reading(source, notify)
     survey = survey_text(source, data.encoding_errors, unused)
-    dataset_notes.notify_survey(survey, data, folder, notify)
+    dataset_notes.notify_survey(survey, source, data, folder, notify)
     if tokenizer is None:
         tokenizer = _make_tokenizer(data, source, survey, notify)
     key = _identity(data, source, tokenizer)

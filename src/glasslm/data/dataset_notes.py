@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glasslm.config.schema import DataConfig
-from glasslm.data.sources.text_files import Source
+from glasslm.data.sources.text_files import Source, count_bad_bytes
 from glasslm.data.sources.texts import SEPARATOR
 from glasslm.data.special_tokens import explain_spellings
 from glasslm.data.text_split import TextSurvey
@@ -34,12 +34,17 @@ def show_bpe_training(n_bytes: int, notify: Notify) -> AbstractContextManager[No
     )
 
 
-def notify_survey(survey: TextSurvey, data: DataConfig, folder: Path, notify: Notify) -> None:
+def notify_survey(
+    survey: TextSurvey, source: Source, data: DataConfig, folder: Path, notify: Notify
+) -> None:
     """Send notes on unusual characters, and on a text whose tokenization takes time."""
     if survey.nuls:
         notify(f"note: the text holds {survey.nuls} NUL characters; they are kept")
     if survey.replaced and data.encoding_errors != "strict":
-        notify(f"note: the text holds {survey.replaced} U+FFFD in place of what was not UTF-8")
+        if source.json_field is not None:  # a field may have half of a surrogate pair, too
+            notify(f"note: the text holds {survey.replaced} U+FFFD, its own or for bad characters")
+        elif n_bad := sum(map(count_bad_bytes, source.files)):
+            notify(f"note: the text holds {n_bad} U+FFFD in place of what was not UTF-8")
     if survey.bytes >= NOTIFY_MIN_BYTES:
         notify(
             f"tokenizing {survey.bytes / 1e6:,.0f} MB of text, once; "
@@ -48,13 +53,17 @@ def notify_survey(survey: TextSurvey, data: DataConfig, folder: Path, notify: No
 
 
 def notify_validation_files(source: Source, facts: dict[str, Any], notify: Notify) -> None:
-    """Send a note with the files of the validation part, if the text has several files."""
-    if len(source.files) < 2 or source.json_field is not None:
-        return
+    """Send a note with the files of the validation part, if the text has several files.
+
+    There is none where the text has not the bytes of its files: JSON and separators of documents
+    are no text, bytes that are not UTF-8 are replaced, and it is not known in which files.
+    """
     gap = 0 if source.documents else len(SEPARATOR)  # special tokens are no bytes of the text
+    ends = list(itertools.accumulate(file.bytes + gap for file in source.files))
     begin = facts["train_bytes"]
     end = begin + facts["val_bytes"]
-    ends = list(itertools.accumulate(file.bytes + gap for file in source.files))
+    if len(ends) < 2 or end + facts.get("test_bytes", 0) != ends[-1] - gap:
+        return
     paths = [
         file.path
         for file, file_end in zip(source.files, ends, strict=True)
