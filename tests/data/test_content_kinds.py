@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import lzma
+import os
 import pickle
 import random
 import sqlite3
@@ -378,6 +379,16 @@ def test_omitted_files_are_named_up_to_a_bound(tmp_path: Path) -> None:
     assert "left out 14 of its files" in note
     assert "00.bin (binary: it has NUL bytes)" in note
     assert note.endswith("09.bin (binary: it has NUL bytes) and 4 more")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals or links")
+def test_links_to_folders_are_left_out_and_named(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text(ENGLISH)
+    (tmp_path / "texts" / "circle").symlink_to(tmp_path / "texts", target_is_directory=True)
+    (note,) = prepare(tmp_path / "texts")
+    assert note.endswith("left out 1 of its files and folders: circle (a link to a folder)")
+    assert prepare(tmp_path / "texts" / "circle") == [note.replace("texts:", "texts/circle:")]
 
 
 def test_the_files_of_the_validation_part_are_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A file of preference pairs: strict reading, and what is held out."""
 
+import codecs
 import hashlib
 import json
 from pathlib import Path
@@ -29,6 +30,9 @@ def test_pairs_of_one_prompt_are_on_one_side(tmp_path: Path) -> None:
     assert len(pairs.train) + len(pairs.held_out) == 60
     assert pairs.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert len(read_preference_pairs(path, 0.0).held_out) == 3  # never none
+    assert len(read_preference_pairs(path, 0.99).train) == 3  # nor all
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert read_preference_pairs(path, 0.1)[:2] == pairs[:2]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +47,7 @@ def test_pairs_of_one_prompt_are_on_one_side(tmp_path: Path) -> None:
         (GOOD | {"prompt": None}, "'prompt' is NoneType, not a text"),
         (GOOD | {"chosen": "c"}, "both are equal"),
         (GOOD | {"rejected": ""}, "an answer is empty"),
+        (GOOD | {"chosen": "\ud83d"}, r"line 2: 'chosen' has half of a surrogate pair \(U\+D83D\)"),
     ],
 )
 def test_another_line_is_refused_with_its_number(tmp_path: Path, line: Any, message: str) -> None:

@@ -228,6 +228,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "a template alone": (["finetune", "BASE", "--chat-template", "chatml"], "needs --chat"),
     "no file": (["finetune", "BASE", "--chat", "none.jsonl"], "none.jsonl cannot be read"),
     "one line": (["finetune", "BASE", "--chat", "ONE"], "has 1 conversations"),
+    "an empty file": (["finetune", "BASE", "--chat", "EMPTY"], "has 0 conversations"),
     "a faulty line": (["finetune", "BASE", "--chat", "FAULTY"], "line 2"),
     "a short context": (
         ["finetune", "BASE", "--chat", "CHAT", "--block-size", "8"], "use a larger --block-size",
@@ -243,10 +244,11 @@ def test_what_cannot_be_learnt_is_refused(
 ) -> None:  # fmt: skip
     lines = chat.read_text().splitlines()
     (tmp_path / "one.jsonl").write_text(lines[0])
+    (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "faulty.jsonl").write_text(lines[0] + '\n{"messages": 3}\n')
     names = {
         "CHAT": chat, "BASE": base, "ONE": tmp_path / "one.jsonl",
-        "FAULTY": tmp_path / "faulty.jsonl",
+        "FAULTY": tmp_path / "faulty.jsonl", "EMPTY": tmp_path / "empty.jsonl",
     }  # fmt: skip
     assert main([str(names.get(word, word)) for word in argv]) == 2
     assert reason in capsys.readouterr().err

@@ -30,16 +30,17 @@ class PreferencePairs(NamedTuple):
 
 
 def read_preference_pairs(path: str | Path, val_fraction: float) -> PreferencePairs:
-    """The pairs of a JSON-lines file; about `val_fraction` of them, at least one, are held out.
+    """The pairs of a JSON-lines file; about `val_fraction` of its prompts are held out.
 
-    All pairs of a prompt are on the same side: prompts are held out by a hash, so that a longer
-    file holds out the same ones. Raises InputError, with the number of the line, for a line that is
-    not an object of three texts, and for a file without a pair on each side.
+    At least one prompt is held out, and one is not. All pairs of a prompt are on the same side:
+    prompts are held out by a hash, so that a longer file holds out the same ones. Raises
+    InputError, with the number of the line, for a line that is not an object of three texts, and
+    for a file of fewer than two prompts.
     """
     with explain_system_errors(path, lambda why: InputError(f"{path} cannot be read ({why})")):
         data = Path(path).read_bytes()
     try:
-        lines = data.decode("utf-8").split("\n")
+        lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 (byte {error.start:,}): {EXPECTED}") from None
     pairs = [
@@ -52,7 +53,8 @@ def read_preference_pairs(path: str | Path, val_fraction: float) -> PreferencePa
         raise InputError(
             f"{path} has {len(prompts)} prompt(s): expected 2 or more, because some are held out"
         )
-    held_out = set(prompts[: max(1, round(val_fraction * len(prompts)))])
+    n_held_out = min(len(prompts) - 1, max(1, round(val_fraction * len(prompts))))
+    held_out = set(prompts[:n_held_out])
     return PreferencePairs(
         [pair for pair in pairs if pair.prompt not in held_out],
         [pair for pair in pairs if pair.prompt in held_out],
@@ -72,6 +74,13 @@ def _parse_pair(line: str, place: str) -> PreferencePair:
         if not isinstance(value[field], str):
             kind = type(value[field]).__name__
             raise InputError(f"{place}: '{field}' is {kind}, not a text: {EXPECTED}")
+        try:
+            value[field].encode()
+        except UnicodeEncodeError as error:
+            half = f"U+{ord(value[field][error.start]):04X}"
+            raise InputError(
+                f"{place}: '{field}' has half of a surrogate pair ({half}): correct it"
+            ) from None
     pair = PreferencePair(*(value[field] for field in FIELDS))
     if not (pair.chosen and pair.rejected) or pair.chosen == pair.rejected:
         fault = "an answer is empty" if not (pair.chosen and pair.rejected) else "both are equal"
@@ -80,4 +89,4 @@ def _parse_pair(line: str, place: str) -> PreferencePair:
 
 
 def _hash_text(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()

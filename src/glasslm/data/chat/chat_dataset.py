@@ -89,6 +89,7 @@ def _encode(
         message = f"tokenizing conversations: {len(encoded):,}"
         n_expected = max(len(encoded) + 1, source.estimated_conversations)
         progress.update(len(encoded) / n_expected, message)
+    parts = _split_conversations(encoded, data)
     facts: dict[str, Any] = {"files": [asdict(file) for file in source.files], "sha256": key}
     facts["chat"] = {
         "begin_id": _find_begin(encoded, vocabulary),
@@ -99,7 +100,7 @@ def _encode(
     contents: dict[str, Iterable[files.Chunk]] = {
         "tokenizer.json": [vocabulary.tokenizer.to_json().encode()]
     }
-    for name, part in zip(("train", "val", "test"), _split_conversations(encoded, data)):
+    for name, part in zip(("train", "val", "test"), parts):
         if part:
             contents |= _split_files(name, part, vocabulary, facts)
     return contents | {"facts.json": [strict_json.json_bytes(facts)]}

@@ -156,7 +156,11 @@ def _expand_name(name: str, notify: Notify) -> list[tuple[str, bool]]:
 
 
 def _text_files(root: str, notify: Notify) -> list[str]:
-    """The text files below a folder. Hidden and binary files are left out and listed."""
+    """The text files below a folder.
+
+    Hidden files, binary files and links to folders, which may lead in a circle, are left out and
+    listed.
+    """
     texts, omitted = [], []
 
     def fail(error: OSError) -> None:
@@ -169,6 +173,11 @@ def _text_files(root: str, notify: Notify) -> list[str]:
     for folder, folders, names in os.walk(root, onerror=fail):
         omitted += [(folder, name, "hidden") for name in folders if name.startswith(".")]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        omitted += [
+            (folder, name, "a link to a folder")
+            for name in folders
+            if os.path.islink(os.path.join(folder, name))
+        ]
         for name in sorted(names):
             reason = _reason_to_omit(os.path.join(folder, name))
             if reason:
