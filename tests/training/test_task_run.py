@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from glasslm.errors import InputError
 from glasslm.inference.exact_answers import judge_examples
 from glasslm.inference.trained_model import load_model
 from glasslm.interop import model_card, model_export
+from glasslm.report import task_answers
 from glasslm.runs import checkpoint
 from glasslm.runs.metrics import comparable_lines, eval_lines, sample_lines
 from glasslm.runs.run_folder import Run
@@ -118,6 +120,14 @@ def test_the_report_shows_the_answers_by_size(run):
     assert "tokens of the answers in the validation text" in page
     assert "the share of exact answers" in page
     assert "Is the model better than n-grams, gzip and xz?" not in page
+
+
+def test_a_text_that_is_cut_within_an_example_is_read_to_the_line_before(run, monkeypatch):
+    monkeypatch.setattr(task_answers, "MAX_TRAIN_BYTES", 52)  # 5 examples and 2 characters
+    monkeypatch.setattr(task_answers, "judge_examples", lambda _, e: np.zeros(len(e)))
+    dataset, model = run.dataset(ignore_message), load_model(run.path)
+    groups = task_answers.measure_answers(dataset, model, time.monotonic() + 60)
+    assert [group.label for group in groups][:2] == ["held out", "of the training text"]
 
 
 def test_the_model_card_compares_no_answers_with_a_text(run):

@@ -40,7 +40,7 @@ def task_of(model: Model) -> Task:
 
 def measure_answers(dataset: Dataset, model: Model, deadline: float) -> list[AnswerGroup]:
     """The groups that are measured before the deadline (time.monotonic)."""
-    text = dataset.tokenizer.decode(dataset.train.tokens[:MAX_TRAIN_BYTES])
+    text = _read_lines(dataset, "train", MAX_TRAIN_BYTES)
     groups = []
     for label, examples in _list_groups(dataset, model, text):
         if time.monotonic() > deadline:
@@ -60,9 +60,14 @@ def measure_most_frequent(dataset: Dataset) -> Proportion:
 
 def _read_part(dataset: Dataset, name: str) -> list[Example]:
     """Up to MAX_EXAMPLES examples from the start of a part of the text."""
+    return read_examples(_read_lines(dataset, name, MAX_TRAIN_BYTES // 4))[:MAX_EXAMPLES]
+
+
+def _read_lines(dataset: Dataset, name: str, max_tokens: int) -> str:
+    """The whole lines in the first tokens of a part of the text."""
     tokens = (dataset.train if name == "train" else dataset.val).tokens
-    longest = dataset.tokenizer.decode(tokens[: MAX_TRAIN_BYTES // 4])
-    return read_examples(longest[: longest.rfind("\n") + 1])[:MAX_EXAMPLES]
+    text = dataset.tokenizer.decode(tokens[:max_tokens])
+    return text[: text.rfind("\n") + 1]
 
 
 def _list_groups(
