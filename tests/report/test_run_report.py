@@ -9,6 +9,7 @@ import os
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from glasslm.config.presets import tiny
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.data.dataset import prepare_dataset
 from glasslm.data.sources import corpora
+from glasslm.data.tokenizers import ByteTokenizer
 from glasslm.engines.factory import make_engine
 from glasslm.inference import trained_model
 from glasslm.model import parameters
@@ -332,6 +334,24 @@ def test_surprise_is_the_engines_own_loss(run_dir: Path, config: RunConfig) -> N
         assert len(pieces[at].expected) == 3
         assert pieces[at].expected[0][1] >= np.exp(-pieces[at].nats) - 1e-6
     assert token_losses.measure_surprise(model, ids, time.monotonic() - 1)[1:] == []
+
+
+def test_a_special_token_has_its_own_surprise() -> None:
+    tokenizer = ByteTokenizer(["<e>"])
+    logits = np.arange(257.0)  # the special token is the likeliest
+    engine = SimpleNamespace(
+        new_cache=lambda rows, width: SimpleNamespace(clear=lambda row: None),
+        logits=lambda window, *_, every: np.broadcast_to(logits, (*window.shape, 257)),
+    )
+    config = SimpleNamespace(model=SimpleNamespace(block_size=8))
+    model: Any = SimpleNamespace(tokenizer=tokenizer, engine=engine, config=config)
+    ids = tokenizer.encode("a<e>é<e>b")
+    ids = np.delete(ids, 3)  # the second byte of é
+    pieces = token_losses.measure_surprise(model, ids, time.monotonic() + 60)
+    assert [piece.text for piece in pieces] == ["a", "<e>", "\ufffd", "<e>", "b"]
+    nats = np.log(np.exp(logits - 256).sum()) + 256 - logits[ids]
+    assert [piece.nats for piece in pieces] == pytest.approx([0, *nats[1:]])
+    assert [piece.expected[0][0] for piece in pieces[1:]] == ["<e>"] * 4
 
 
 def test_half_of_the_surprise() -> None:

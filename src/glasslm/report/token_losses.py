@@ -20,7 +20,10 @@ EXPECTED_TOKENS = 3  # listed for each token
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a text: one token, or several that only together make whole characters."""
+    """A part of a text: one token, or several that only together make whole characters.
+
+    A special token is a piece of its own, as it is spelled.
+    """
 
     text: str
     nats: float  # -ln of the model's probability; 0 for the first token, which has no context
@@ -35,15 +38,19 @@ def measure_surprise(model: Model, tokens: NDArray[Any], deadline: float) -> lis
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     token_bytes = model.tokenizer.token_bytes
+    spellings = {i: token for token, i in model.tokenizer.special_tokens.items()}
     pieces: list[Piece] = []
     nats, expected = 0.0, Expected()
     for token, (loss, likeliest) in zip(tokens, _predictions(model, tokens, deadline)):
+        special = spellings.get(int(token), "")
+        if special and (text := decoder.decode(b"", final=True)):  # a character that has no end
+            pieces.append(Piece(text, nats, expected))
+            nats, expected = 0.0, Expected()
         nats += loss
         expected = expected or tuple(
-            (token_bytes[i].decode("utf-8", "replace"), p) for i, p in likeliest
+            (spellings.get(i) or token_bytes[i].decode("utf-8", "replace"), p) for i, p in likeliest
         )
-        text = decoder.decode(token_bytes[int(token)])
-        if text:
+        if text := special or decoder.decode(token_bytes[int(token)]):
             pieces.append(Piece(text, nats, expected))
             nats, expected = 0.0, Expected()
     return pieces
