@@ -77,6 +77,23 @@ def test_compression_is_measured_by_script_and_by_suffix(tmp_path: Path) -> None
     assert facts["bytes"] == facts["tokens"] == 50 * len((RUSSIAN + ENGLISH).encode()) + 2
 
 
+def test_special_tokens_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_statistics, "SUFFIX_SAMPLE_CHARACTERS", 50)
+    monkeypatch.setattr(corpus_statistics, "PIECE_CHARACTERS", 50)
+    documents = [ENGLISH.rstrip("\n."), RUSSIAN[:44]]  # without the signs of the special token
+    for suffix, text in zip(("txt", "md"), documents):
+        (tmp_path / f"a.{suffix}").write_text("\n\n".join([text] * 40), encoding="utf-8")
+    text = "".join(documents * 40)
+    facts = measure(tmp_path, special_tokens=("<|e|>",), document_separator="\n\n")
+    assert facts["bytes"] == len(text.encode())
+    assert facts["characters"] == len(text)
+    assert facts["tokens"] == len(text) + 80
+    assert facts["characters_per_token"] < 1
+    assert {row["characters"] for row in facts["by_suffix"]} == {50}
+    assert sum(row["characters"] for row in facts["by_script"]) == len(text)
+    assert all(row["characters_per_token"] == 1 for row in facts["by_script"] + facts["by_suffix"])
+
+
 def test_one_script_and_one_suffix_need_no_table(tmp_path: Path) -> None:
     (tmp_path / "en.txt").write_text(ENGLISH * 50 + "naïve\n", encoding="utf-8")
     facts = measure(tmp_path / "en.txt")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import functools
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glasslm.config.schema import DataConfig
-from glasslm.data.dataset import Dataset
+from glasslm.data.dataset import Dataset, with_vocabulary
 from glasslm.data.rolling_hash import RollingHash
 from glasslm.data.sources.text_files import Source
 from glasslm.data.text_pieces import cut_between_words, subsample, take_characters
@@ -36,13 +37,18 @@ MIN_SCRIPT_SHARE = 0.01  # of the letters; scripts with less are not listed
 
 
 def measure_corpus(data: DataConfig, source: Source, dataset: Dataset) -> dict[str, Any]:
-    """All statistics of a text, JSON-ready. Reads the text about four times."""
-    survey = survey_text(source, data.encoding_errors)
+    """All statistics of a text, JSON-ready. Reads the text about four times.
+
+    Special tokens count among the tokens; their spellings are no bytes and no characters.
+    """
     tokenizer = dataset.tokenizer
-    count = sum(len(part.tokens) for part in (dataset.train, dataset.val, dataset.test) if part)
+    source = with_vocabulary(source, data, tokenizer)
+    survey = survey_text(source, data.encoding_errors)
+    parts = [part for part in (dataset.train, dataset.val, dataset.test) if part]
+    n_bytes, count = sum(part.bytes for part in parts), sum(len(part.tokens) for part in parts)
     result: dict[str, Any] = {
         "name": source.name,
-        "bytes": survey.bytes,
+        "bytes": n_bytes,
         "characters": survey.characters,
         "distinct_characters": len(survey.alphabet),
         "tokens": count,
@@ -51,7 +57,7 @@ def measure_corpus(data: DataConfig, source: Source, dataset: Dataset) -> dict[s
             "vocab_size": tokenizer.vocab_size,
             "sha256": tokenizer.sha256,
         },
-        "bytes_per_token": survey.bytes / count,
+        "bytes_per_token": n_bytes / count,
         "characters_per_token": survey.characters / count,
     }
     if isinstance(tokenizer, CharTokenizer):
@@ -78,7 +84,7 @@ def compression_by_script(
     """Compression of the lines of each script, commonest first; empty if there is only one."""
     lines: dict[str, list[str]] = collections.defaultdict(list)
     letters: collections.Counter[str] = collections.Counter()
-    pieces = cut_between_words(source.text(data.encoding_errors), PIECE_CHARACTERS)
+    pieces = cut_between_words(_ordinary_text(data, source), PIECE_CHARACTERS)
     for text in subsample(pieces, SCRIPT_SAMPLE_BYTES / total_bytes):
         for line in text.splitlines(keepends=True):
             script, n_letters = _line_script(line)
@@ -104,7 +110,7 @@ def compression_by_suffix(
         suffix = Path(file.path).suffix or "(none)"
         sizes[suffix] += file.bytes
         if len(samples[suffix]) < SUFFIX_SAMPLE_CHARACTERS:
-            text = replace(source, files=(file,)).text(data.encoding_errors)
+            text = _ordinary_text(data, replace(source, files=(file,)))
             samples[suffix] += "".join(take_characters(text, SUFFIX_SAMPLE_CHARACTERS))
     if len(sizes) < 2:
         return []
@@ -151,6 +157,12 @@ def hash_character_windows(text: str) -> NDArray[np.uint64]:
     """(N - WINDOW_CHARACTERS + 1,) hashes of all windows of a text of N characters."""
     codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
     return RollingHash(codes).hash_all_windows(WINDOW_CHARACTERS)
+
+
+def _ordinary_text(data: DataConfig, source: Source) -> Iterator[str]:
+    """The text without its special tokens, which are no text to compress."""
+    special_tokens = source.special_tokens
+    return (text for text in source.text(data.encoding_errors) if text not in special_tokens)
 
 
 def _compression(text: str, tokenizer: Tokenizer) -> dict[str, Any]:

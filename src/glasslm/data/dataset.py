@@ -277,7 +277,7 @@ def _build_dataset(
 
     `unused`: special tokens of the vocabulary that are ordinary text.
     """
-    source = _with_vocabulary(source, data, tokenizer)
+    source = with_vocabulary(source, data, tokenizer)
     if data.document_separator:
         source.require_separator(data.encoding_errors)
     dataset_notes.notify_reading(source, notify)
@@ -305,7 +305,7 @@ def _build_dataset(
     return key
 
 
-def _with_vocabulary(source: Source, data: DataConfig, tokenizer: Tokenizer | None) -> Source:
+def with_vocabulary(source: Source, data: DataConfig, tokenizer: Tokenizer | None) -> Source:
     """`source` with all special tokens of the vocabulary, if its documents have ends."""
     if source.documents is None:
         return source
