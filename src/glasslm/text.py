@@ -89,14 +89,15 @@ def format_duration(seconds: float) -> str:
 def format_bytes(count: float) -> str:
     """A number of bytes in powers of 1000.
 
-    >>> format_bytes(210_000_000)
-    '210 MB'
+    >>> format_bytes(210_000_000), format_bytes(999_700), format_bytes(2.5e15)
+    ('210 MB', '1 MB', '2,500 TB')
     """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        rounded = float(f"{count:.3g}")
+        if rounded < 1000 or unit == "TB":
             break
         count /= 1000
-    return f"{count:.3g} {unit}"
+    return f"{rounded:,g} {unit}"
 
 
 def escape_control_chars(text: str) -> str:

@@ -451,6 +451,15 @@ def test_text_in_seven_bits_is_recognized(encoding: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "text", ["def f(i):\n    return 1+cos(i)\n", "x = a+fraction - 2\n", "b = LIMIT+ELLIPSIS\n"]
+)
+def test_short_code_is_not_another_encoding(text: str) -> None:
+    """Each is valid UTF-7 of CJK characters."""
+    assert not text.encode().decode("utf-7").isascii()
+    assert identify_content(text.encode(), "a.py") is None
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "1+1=2, a+b-c, C++, +49 30 123456 and x+yz+abcd\n",

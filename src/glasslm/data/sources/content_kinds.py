@@ -138,12 +138,13 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-# Text in an encoding of 7 bits: (encoding, how its other letters begin)
+# Text in an encoding of 7 bits: (encoding, how its other letters begin, fewest of them). Sums in
+# code, such as 1+cos(x), are UTF-7 of a few other letters.
 _SEVEN_BITS = (
-    ("ISO-2022-JP", rb"\x1b\$[@B]"),
-    ("ISO-2022-KR", rb"\x1b\$\)C"),
-    ("UTF-7", rb"\+[A-Za-z0-9+/]{3}"),
-    ("HZ", rb"~\{"),
+    ("ISO-2022-JP", rb"\x1b\$[@B]", 1),
+    ("ISO-2022-KR", rb"\x1b\$\)C", 1),
+    ("UTF-7", rb"\+[A-Za-z0-9+/]{3}", 8),
+    ("HZ", rb"~\{", 1),
 )
 # A pickle of protocol 0 is ASCII: a list, a dictionary, a tuple or a call.
 _ASCII_PICKLE = re.compile(
@@ -307,15 +308,13 @@ def _identify_zip(path: str) -> ContentKind:
 
 def _seven_bit_encoding(head: bytes) -> str | None:
     """An encoding of other letters in ASCII bytes, in which all of the text can be read."""
-    for encoding, pattern in _SEVEN_BITS:
+    for encoding, pattern, min_letters in _SEVEN_BITS:
         if head.isascii() and re.search(pattern, head):
             with suppress(UnicodeDecodeError):
                 text = codecs.getincrementaldecoder(encoding)().decode(head)
                 foreign = [character for character in text if not character.isascii()]
-                if (
-                    len(foreign) > MIN_SEVEN_BIT_SHARE * len(text)
-                    and "".join(foreign).isprintable()
-                ):
+                fewest = max(min_letters, MIN_SEVEN_BIT_SHARE * len(text))
+                if len(foreign) >= fewest and "".join(foreign).isprintable():
                     return encoding
     return None
 
