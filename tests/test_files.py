@@ -6,12 +6,15 @@ A JSON file is strict.
 import ast
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,6 +95,21 @@ def test_a_file_can_have_the_hash_of_its_content_as_its_name(tmp_path: Path) -> 
     with pytest.raises(KeyboardInterrupt):
         files.write_by_hash(tmp_path, failing_chunks(), ".txt")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, pathlib; from glasslm import files; "
+        "files.write_by_hash(pathlib.Path(sys.argv[1]), iter(lambda: os._exit(9), 0), '.txt')"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)])
+    left = sorted(entry.name.partition(".tmp-")[0] for entry in tmp_path.iterdir())
+    assert (killed.returncode, left) == (9, ["new", "new"])  # the file and its lock
+    (tmp_path / "new.tmp-9").write_bytes(b"half")
+    with FileLock(tmp_path / "new.tmp-9.lock"):  # of a process that lives
+        path = files.write_by_hash(tmp_path, [b"ab"], ".txt")
+        names = {entry.name for entry in tmp_path.iterdir()}
+    assert names == {path.name, "new.tmp-9", "new.tmp-9.lock"}
 
 
 def test_without_hashes_only_names_and_sizes_count(tmp_path: Path) -> None:

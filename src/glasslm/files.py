@@ -43,14 +43,12 @@ def write_atomic(path: Path, data: bytes) -> None:
     Like all functions here that write, it raises ExhaustedError when the disk is full; the old
     content is intact then.
     """
-    with _disk_full_errors(path, len(data)), _temp_path(path) as temporary:
-        _write_hashed(temporary, [data])
-        _rename(temporary, path)
+    write_stream(path, [data], len(data))
 
 
-def write_stream(path: Path, chunks: Iterable[Chunk]) -> None:
-    """Write a file atomically, in pieces: it may be larger than the memory."""
-    with _disk_full_errors(path, 0), _temp_path(path) as temporary:
+def write_stream(path: Path, chunks: Iterable[Chunk], needed: int = 0) -> None:
+    """Write a file atomically, in pieces: it may be larger than the memory; of `needed` bytes."""
+    with _disk_full_errors(path, needed), _temp_path(path) as temporary:
         _write_hashed(temporary, chunks)
         _rename(temporary, path)
 
@@ -62,27 +60,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
     It is deleted when the block raises; the next call removes those of killed processes. Raises
     InputError where `path` exists and is not an empty folder.
     """
-    from filelock import FileLock
-
     make_folder(path.parent)
-    _remove_orphans(path.parent)
-    with _disk_full_errors(path, 0), _temp_path(path) as temporary:
-        lock = Path(f"{temporary}.lock")  # as long as it is locked, its process lives
-        try:
-            with FileLock(lock):
-                yield temporary
-                if path.is_dir() and not any(path.iterdir()):
-                    _remove(path)
-                if path.exists():
-                    raise InputError(f"{path} exists already: choose a new name")
-                _rename(temporary, path)
-        finally:
-            lock.unlink(missing_ok=True)
+    with _disk_full_errors(path, 0), _locked_temp_path(path) as temporary:
+        yield temporary
+        if path.is_dir() and not any(path.iterdir()):
+            _remove(path)
+        if path.exists():
+            raise InputError(f"{path} exists already: choose a new name")
+        _rename(temporary, path)
 
 
 def write_by_hash(folder: Path, chunks: Iterable[Chunk], suffix: str) -> Path:
     """Write a file, atomically and in pieces, named by its SHA-256; returns its path."""
-    with _disk_full_errors(folder, 0), _temp_path(folder / "new") as temporary:
+    with _disk_full_errors(folder, 0), _locked_temp_path(folder / "new") as temporary:
         path = folder / f"{_write_hashed(temporary, chunks)['sha256']}{suffix}"
         _rename(temporary, path)
     return path
@@ -102,8 +92,7 @@ def write_folder(path: Path, contents: Mapping[str, Iterable[Chunk]]) -> None:
     sequences = [chunks for chunks in contents.values() if isinstance(chunks, Sequence)]
     needed = sum(memoryview(chunk).nbytes for chunks in sequences for chunk in chunks)
     with _disk_full_errors(path, needed), _temp_path(path) as temporary:
-        if temporary.exists():
-            _remove(temporary)  # left by a dead process that had this process's number
+        remove(temporary)  # left by a dead process that had this process's number
         _make_folder(temporary)
         manifest = {
             name: _write_hashed(temporary / name, chunks) for name, chunks in contents.items()
@@ -155,10 +144,8 @@ def verify_folder(path: Path, hashes: bool = True) -> None:
         file = path / name
         if name not in present or not file.is_file():
             raise DamagedError(f"{file} is missing, though {manifest} lists it")
-        if file.stat().st_size != size:
-            raise DamagedError(
-                f"{file} has {file.stat().st_size:,} bytes, {manifest} says {size}: it was cut"
-            )
+        if (n_bytes := file.stat().st_size) != size:
+            raise DamagedError(f"{file} has {n_bytes:,} bytes, {manifest} says {size}: it was cut")
         if hashes and (actual := file_sha256(file)) != sha256:
             raise DamagedError(
                 f"{file} was altered: its sha256 is {actual}, {manifest} says {sha256}"
@@ -206,7 +193,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _remove_orphans(folder: Path) -> None:
-    """Remove what killed processes left in `atomic_path`, also files written beside it."""
+    """Remove what killed processes left in `_locked_temp_path`, also files written beside it."""
     from filelock import FileLock, Timeout
 
     for lock in sorted(folder.glob("*.tmp-[0-9]*.lock")):
@@ -250,8 +237,7 @@ class Appender:
     """
 
     def __init__(self, path: Path, start_bytes: int = 0) -> None:
-        self._path = path
-        self._file = _open_to_append(path)
+        self._path, self._file = path, _open_to_append(path)
         self.bytes = self._file.seek(0, os.SEEK_END)
         if start_bytes:
             self._file.seek(min(start_bytes, self.bytes) - 1 if self.bytes else 0)
@@ -398,3 +384,17 @@ def _temp_path(path: Path) -> Iterator[Path]:
             remove(temporary)
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def _locked_temp_path(path: Path) -> Iterator[Path]:
+    """A `_temp_path` with a lock: after a kill nobody holds it, and the next call removes both."""
+    from filelock import FileLock
+
+    _remove_orphans(path.parent)
+    lock = path.with_name(f"{path.name}.tmp-{os.getpid()}.lock")
+    try:
+        with _temp_path(path) as temporary, FileLock(lock):
+            yield temporary
+    finally:
+        lock.unlink(missing_ok=True)
