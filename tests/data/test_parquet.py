@@ -108,12 +108,21 @@ def test_a_second_run_does_not_convert_again(
 def test_a_run_goes_on_with_the_converted_text(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"text": ["one", "two"]})
     data = DataConfig(text_file=(str(path),))
-    facts = {"files": [asdict(file) for file in find_files(path).files]}
+    source = find_files(path)
+    facts = {"files": [asdict(file) for file in source.files]}
+    converted, original = Path(facts["files"][0]["path"]), path.read_bytes()
     path.unlink()
     assert (
         "".join(corpora.find_run_source(data, facts, lambda message: None).text()) == "one\n\ntwo"
     )
-    Path(facts["files"][0]["path"]).unlink()
+    converted.unlink()
+    path.write_bytes(original)  # then the text is converted again
+    assert corpora.find_run_source(data, facts, lambda message: None).files == source.files
+    converted.unlink()
+    write_parquet(path, {"text": ["one", "three"]})
+    with pytest.raises(DamagedError, match="or was converted"):
+        corpora.find_run_source(data, facts, lambda message: None)
+    path.unlink()
     with pytest.raises(DamagedError, match="or was converted"):
         corpora.find_run_source(data, facts, lambda message: None)
 

@@ -1,6 +1,7 @@
 """The cache folder: GLASSLM_CACHE, or the cache folder of the user. It keeps downloads and tokens.
 
-Everything in it can be deleted at any time; the next run makes it again.
+All of it but `stdin/`, the text that came through pipes, can be deleted at any time: the next run
+makes it again, the text of a parquet file only as long as the parquet file exists.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ def end_documents(source: Source, data: DataConfig) -> Source:
 
 
 def _find_text(data: DataConfig, notify: Notify) -> Source:
-    """The text of `data`; the end of a document stands between the rows of a dataset."""
-    separator = next(iter(data.used_special_tokens), SEPARATOR)
+    """The text of `data`."""
+    separator = _row_separator(data)
     if data.text_file:
         return text_paths.find_source(
             data.text_file, notify, data.encoding_errors, data.json_field, separator
@@ -108,18 +108,27 @@ def _find_text(data: DataConfig, notify: Notify) -> Source:
         return replace(python_code.find_source(notify), fallback=True)
 
 
+def _row_separator(data: DataConfig) -> str:
+    """What stands between the rows of a dataset: the token that ends documents, if there is one."""
+    return next(iter(data.used_special_tokens), SEPARATOR)
+
+
 def find_run_source(data: DataConfig, facts: dict[str, Any], notify: Notify) -> Source:
     """The text that a run was trained on. `data` is its config, `facts` the "data" of its run.json.
 
     A named corpus or dataset is found again. Files are those that run.json records, also where they
-    came through a pipe or were converted. Raises DamagedError when a file is missing or has
-    changed, InputError for an imported model, which has no text.
+    came through a pipe. Parquet files are converted again if their texts are lost. Raises
+    DamagedError when a file is missing or has changed, InputError for an imported model, which has
+    no text.
     """
     if not facts["files"]:
         raise InputError(
             "this model was imported without its training text: give a text with --text-file"
         )
     if data.text_file:
-        source = text_files.reopen_source(facts["files"], data.json_field)
+        files = text_paths.convert_again(
+            facts["files"], data.text_file, notify, _row_separator(data)
+        )
+        source = text_files.reopen_source(files, data.json_field)
         return end_documents(source, data)
     return find_source(data, notify)

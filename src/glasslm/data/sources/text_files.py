@@ -115,10 +115,10 @@ def reopen_source(recorded: list[dict[str, Any]], json_field: str | None = None)
     Raises DamagedError for a file that is missing or has changed.
     """
     sources = []
-    for path, sha256 in ((file["path"], file["sha256"]) for file in recorded):
+    for file in recorded:
+        path, sha256 = file["path"], file["sha256"]
         if not os.path.isfile(path):
-            is_copy = Path(path).stem == sha256
-            copy = " (a copy of what came through a pipe or was converted)" if is_copy else ""
+            copy = " (a copy of what came through a pipe or was converted)" if is_copy(file) else ""
             raise DamagedError(
                 f"{path}{copy}, on which this run was trained, is gone: "
                 f"put the text with sha256 {sha256} there again"
@@ -131,6 +131,11 @@ def reopen_source(recorded: list[dict[str, Any]], json_field: str | None = None)
             )
         sources.append(source)
     return Source("text", tuple(sources), json_field=json_field)
+
+
+def is_copy(recorded: dict[str, Any]) -> bool:
+    """Whether a recorded file is a copy in the cache, which is named by its hash."""
+    return Path(recorded["path"]).stem == recorded["sha256"]
 
 
 def open_file(path: str) -> BufferedReader:

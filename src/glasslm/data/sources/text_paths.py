@@ -13,8 +13,9 @@ import os
 import re
 import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from glasslm import files
 from glasslm.data.cache import cache_dir, explain_write_errors
@@ -31,12 +32,13 @@ from glasslm.data.sources.text_files import (
     SourceFile,
     count_bad_bytes,
     find_bad_utf8,
+    is_copy,
     open_file,
     source_file,
 )
 from glasslm.data.sources.texts import SEPARATOR
 from glasslm.errors import InputError, raise_if_exhausted
-from glasslm.text import Notify, similar_names, to_one_line
+from glasslm.text import Notify, ignore_message, similar_names, to_one_line
 
 # The root element of a MediaWiki export: https://www.mediawiki.org/wiki/Help:Export
 MEDIAWIKI_ROOT = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]{0,200}\?>\s*)?<mediawiki[\s>]")
@@ -88,6 +90,28 @@ def find_source(
     _notify_markup(sources, json_field, notify)
     name = "stdin" if names[0] == "-" else Path(names[0]).stem.strip("*?") or "text"
     return Source(name, sources, json_field=json_field)
+
+
+def convert_again(
+    recorded: list[dict[str, Any]], names: tuple[str, ...], notify: Notify, separator: str
+) -> list[dict[str, Any]]:
+    """The recorded files of a run, whose lost texts of parquet files are converted again.
+
+    `names` are those of its --text-file. The record of a file that cannot be made again stays as it
+    is. Raises InputError where a parquet file cannot be read.
+    """
+    if all(os.path.isfile(file["path"]) or not is_copy(file) for file in recorded):
+        return recorded
+    converted: dict[str, str] = {}  # sha256 -> path
+    for name in map(os.path.expanduser, names):
+        named_files: list[tuple[str, bool]] = []
+        if name != "-" and not _is_pipe(name):
+            with suppress(InputError):  # the parquet file is gone, too
+                named_files = _expand_name(name, ignore_message)
+        for path in [Path(path) for path, is_named in named_files if is_named]:
+            text = convert_to_text(path, notify, separator)
+            converted |= {text.stem: str(text)} if text != path else {}
+    return [file | {"path": converted.get(file["sha256"], file["path"])} for file in recorded]
 
 
 def _require_text(sources: tuple[SourceFile, ...], errors: str) -> None:
