@@ -108,6 +108,7 @@ def test_keys_with_an_effect_are_refused(kind: str, key: str, value: object) -> 
 
 
 LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+YARN = LINEAR | {"rope_type": "yarn"}
 
 
 @pytest.mark.parametrize("kind", LLAMAS)
@@ -119,7 +120,9 @@ LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
         ({"rope_parameters": LINEAR | {"type": "default"}}, "rope_type"),
         ({"rope_parameters": LINEAR | {"rope_type": "longrope"}}, "rope_type longrope"),
         ({"rope_parameters": LINEAR | {"rope_type": "llama3"}}, "low_freq_factor"),
-        ({"rope_parameters": LINEAR | {"rope_type": "yarn", "truncate": False}}, "truncate"),
+        ({"rope_parameters": YARN | {"truncate": False}}, "truncate"),
+        ({"rope_parameters": YARN | {"attention_factor": 0.0}}, "attention_factor 0"),
+        ({"rope_parameters": YARN | {"factor": 1, "attention_factor": 1.5}}, "factor 1.5, .* 1 where"),
         ({"rope_parameters": LINEAR | {"factor": 0.5}}, "factor"),
         ({"rope_parameters": LINEAR | {"attention_factor": 1.3}}, "attention_factor"),
         ({"rope_parameters": LINEAR | {"a_key_of_tomorrow": {}}}, "a_key_of_tomorrow"),
@@ -149,6 +152,15 @@ def test_both_spellings_of_rope_may_be_there_if_they_agree(kind: str) -> None:
         values = defaults(kind, **changes)
         config = families.find_family(values).from_hf_config(values)
         assert (config.rope_scaling, config.rope_factor) == ("linear", 2.0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"attention_factor": 1.0}, {"mscale": 0.7, "mscale_all_dim": 1.1}]
+)
+def test_yarn_of_factor_1_scales_nothing(changes: dict[str, float]) -> None:
+    values = defaults("llama", rope_parameters=YARN | {"factor": 1.0} | changes)
+    config = families.find_family(values).from_hf_config(values)
+    assert (config.rope_scaling, config.rope_attention_factor) == ("none", 0.0)
 
 
 @pytest.mark.parametrize(

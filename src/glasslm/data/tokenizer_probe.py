@@ -87,7 +87,8 @@ def _parts(component: Any) -> Iterator[dict[str, Any]]:
         return
     if component.get("type") == "Sequence":
         for key in ("normalizers", "pretokenizers", "decoders"):
-            for part in component.get(key) or ():
+            parts = component.get(key)
+            for part in parts if isinstance(parts, list) else ():
                 yield from _parts(part)
     else:
         yield component
@@ -120,7 +121,7 @@ def _charsmap_growth(charsmap: Any) -> int:
 def _is_fast(component: Any) -> bool:
     """Whether all parts of a component take time that is linear in the length of the text."""
     return all(
-        part.get("type") in FAST_COMPONENTS
+        str(part.get("type")) in FAST_COMPONENTS
         or (
             part.get("type") in ("Replace", "Split")
             and isinstance(part.get("pattern"), dict)

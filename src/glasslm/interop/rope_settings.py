@@ -56,7 +56,10 @@ def read_rope(
     if kind == "yarn":
         fields["rope_low_rotations"] = rope.number("beta_slow", 1.0) or 1.0
         fields["rope_high_rotations"] = rope.number("beta_fast", 32.0) or 32.0
-        fields["rope_attention_factor"] = _yarn_amplitude(rope, factor)
+        amplitude = _yarn_amplitude(rope, factor)
+        is_computed = factor > 1 or amplitude in (0.0, 1.0)
+        require_supported(is_computed, "attention_factor", amplitude, "1 where factor is 1")
+        fields["rope_attention_factor"] = amplitude
         truncate = rope.boolean("truncate", True)
         require_supported(truncate, "truncate", truncate, "true")
     return fields if factor > 1 else {name: fields[name] for name in tuple(fields)[:3]}
@@ -64,10 +67,13 @@ def read_rope(
 
 def _yarn_amplitude(rope: Values, factor: float) -> float:
     """attention_factor, or what follows from mscale and mscale_all_dim; 0: the default."""
-    given = rope.number("attention_factor", 0.0)
-    scale, scale_all = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
-    if given or not (scale and scale_all):
+    if rope.values.get("attention_factor") is not None:
+        given = rope.number("attention_factor")
+        require_supported(given > 0, "attention_factor", given, "more than 0")
         return given
+    scale, scale_all = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
+    if not (scale and scale_all):
+        return 0.0
     numerator, denominator = (0.1 * s * math.log(factor) + 1 for s in (scale, scale_all))
     return numerator / denominator
 
