@@ -75,7 +75,9 @@ def test_growth_without_bound_is_refused_before_the_library_reads_it(
     [{"type": []}, {"type": {}}, {"type": "Sequence", "pretokenizers": 5}],
 )
 def test_a_component_of_another_type_is_refused_by_the_library(component: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"not a tokenizer\.json that the tokenizers library reads"):
+    with pytest.raises(
+        InputError, match=r"not a tokenizer\.json that the tokenizers library reads"
+    ):
         parse_tokenizer(write_tokenizer(pre_tokenizer=component))
 
 

@@ -122,7 +122,10 @@ YARN = LINEAR | {"rope_type": "yarn"}
         ({"rope_parameters": LINEAR | {"rope_type": "llama3"}}, "low_freq_factor"),
         ({"rope_parameters": YARN | {"truncate": False}}, "truncate"),
         ({"rope_parameters": YARN | {"attention_factor": 0.0}}, "attention_factor 0"),
-        ({"rope_parameters": YARN | {"factor": 1, "attention_factor": 1.5}}, "factor 1.5, .* 1 where"),
+        (
+            {"rope_parameters": YARN | {"factor": 1, "attention_factor": 1.5}},
+            "factor 1.5, .* 1 where",
+        ),
         ({"rope_parameters": LINEAR | {"factor": 0.5}}, "factor"),
         ({"rope_parameters": LINEAR | {"attention_factor": 1.3}}, "attention_factor"),
         ({"rope_parameters": LINEAR | {"a_key_of_tomorrow": {}}}, "a_key_of_tomorrow"),

@@ -15,7 +15,7 @@ pytest.importorskip("peft")
 from adapted_runs import make_config, make_run, random_weights
 
 from glasslm.errors import InputError
-from glasslm.interop import model_import, peft_files
+from glasslm.interop import model_import, peft_comparison, peft_files
 from glasslm.interop.peft_files import Adapters
 from glasslm.model.adapters import without_adapters
 from glasslm.runs import checkpoint as checkpoints
@@ -54,9 +54,28 @@ def test_an_import_that_agrees_with_peft_says_nothing_and_another_one_is_refused
         return dataclasses.replace(model, lora_alpha=model.lora_alpha / 2), adapters
 
     monkeypatch.setattr(peft_files, "read", misread)
-    with pytest.raises(InputError, match="the logits differ from those of PEFT"):
+    with pytest.raises(InputError, match=r"those of PEFT .*: glasslm misreads these adapters"):
         model_import.import_model(folder, base, tmp_path / "other", "", notes.append)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_noted"),
+    [("hf/other", True), ("Llama-2", True), ("hf/llama", False), ("", False), (None, False)],
+)
+def test_adapters_that_name_another_base_are_noted(
+    name: str | None, is_noted: bool, tmp_path: Path
+) -> None:
+    config = without_adapters(make_config("llama"))
+    origin = {"from": "/cache/models--hf--Llama/snapshots/1", "model_type": "llama", "sha256": {}}
+    base, _ = make_run(tmp_path / "base", config, random_weights(config), imported=origin)
+    own, _ = make_run(tmp_path / "own", config, random_weights(config))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": name}))
+    notes: list[str] = []
+    peft_comparison.note_another_base(tmp_path, own, notes.append)
+    assert not notes
+    peft_comparison.note_another_base(tmp_path, base, notes.append)
+    assert [f"name the base '{name}'" in note for note in notes] == [True] * is_noted
 
 
 def test_without_peft_a_note_says_that_nothing_was_compared(

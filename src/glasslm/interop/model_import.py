@@ -104,6 +104,7 @@ def _import_adapters(
     tokenizer, frozen = base.run.tokenizer, base.weights()
     model_type = imported_model_type(base.run)
     model, adapters = peft_files.read(folder, base.run.config.model, model_type)
+    peft_comparison.note_another_base(folder, base.run, notify)
     settings = base.run.record["tokenizer"].get("transformers")
     base_config = without_adapters(base.run.config.model).resolve()
     base_model = ModelExport(

@@ -1,4 +1,4 @@
-"""The import of a PEFT folder is compared with PEFT: both compute the logits of the same tokens."""
+"""The import of a PEFT folder is compared with PEFT, and its base with the one that it names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from glasslm.interop import hf, peft_files
 from glasslm.interop.hf import COPIES_TO_COMPARE, IMPORT_TOLERANCE, MAX_IMPORT_PROBE_TOKENS
 from glasslm.interop.model_export import ModelExport, compute_logits, largest_difference
 from glasslm.interop.peft_files import Adapters
+from glasslm.interop.peft_settings import SETTINGS_FILE
+from glasslm.interop.untrusted_json import read_values
 from glasslm.model.adapters import merge_adapters, without_adapters
+from glasslm.runs.run_folder import Run
 from glasslm.text import Notify, format_bytes, to_one_line
 from glasslm.training.memory import free_memory_bytes
 
@@ -62,6 +65,25 @@ def compare_import(
     if not difference <= IMPORT_TOLERANCE:
         raise InputError(
             f"the logits differ from those of PEFT for {folder} (relative difference "
-            f"{difference:.1e}, allowed {IMPORT_TOLERANCE:.0e}): the adapters belong to another "
-            "model than --base, or glasslm misreads them. Nothing was imported"
+            f"{difference:.1e}, allowed {IMPORT_TOLERANCE:.0e}): glasslm misreads these adapters, "
+            f"and nothing was imported. Please report their {SETTINGS_FILE}"
+        )
+
+
+def note_another_base(folder: Path, base: Run, notify: Notify) -> None:
+    """Say so where the adapters in `folder` name another model than the imported run `base` was.
+
+    No comparison of logits can find this, because both programs compute with the same base. The
+    folder of an exported run may have any name, so a base that glasslm trained is not compared.
+    """
+    named = read_values(folder / SETTINGS_FILE).values.get("base_model_name_or_path")
+    if "imported" not in base.record or not (named and isinstance(named, str)):
+        return
+    origin = Path(base.record["imported"]["from"])
+    # A cache of the hub has its models in folders models--OWNER--NAME.
+    names = {part.rpartition("--")[2].lower() for part in origin.parts}
+    if Path(named).name.lower() not in names:
+        notify(
+            f"note: these adapters name the base {named[:100]!r}, and --base was imported from "
+            f"{origin}: if that is another model, import the right one and give its run"
         )
