@@ -5,6 +5,7 @@ first.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -281,6 +282,46 @@ def test_holes_between_the_ids_are_filled(tmp_path: Path) -> None:
     assert back.encode("abba").tolist() == [9, 5, 2]
     assert sorted(json.loads(back.to_json())["model"]["vocab"].values()) == list(range(12))
     assert back.vocab_size == 12
+
+
+def list_token(path: Path, i: int, **options: Any) -> None:
+    """List a token in tokenizer_config.json alone."""
+    file = path / "tokenizer_config.json"
+    settings = json.loads(file.read_bytes()) | {"added_tokens_decoder": {str(i): options}}
+    file.write_text(json.dumps(settings), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"content": "<|im_end|>", "special": True},
+        {"content": "<|im_end|>", "special": True, "lstrip": True},
+        {"content": "<|im_end|>"},
+        {"content": "<|endoftext|>", "special": True, "rstrip": True},
+    ],
+)
+def test_tokens_that_tokenizer_config_lists_are_those_of_transformers(
+    options: dict[str, Any], auto: Any, folder: Folder
+) -> None:
+    tokenizer = with_end().with_special_tokens(["<|endoftext|>"])
+    path = folder(tokenizer, block_size=64)
+    list_token(path, tokenizer.vocab_size, **options)
+    back = hf_tokenizer.read_tokenizer(path, tokenizer.vocab_size + 1)
+    ours = back.with_special_tokens(["<|endoftext|>"])
+    text = "the cat <|im_end|> sat <|endoftext|> on"
+    ids = ours.encode(text).tolist()
+    assert auto.from_pretrained(path)(text)["input_ids"] == ids
+    assert (tokenizer.vocab_size in ids) == (options["content"] == "<|im_end|>")
+
+
+@pytest.mark.parametrize(("i", "content"), [(5, "<|im_end|>"), (310, "<|im_end|>"), (5, "e")])
+def test_a_listed_token_with_the_id_of_another_is_refused(
+    i: int, content: str, folder: Folder
+) -> None:
+    path = folder(with_end())
+    list_token(path, i, content=content, special=True)
+    with pytest.raises(InputError, match=rf"gives '{re.escape(content)}' the id {i}, but it gets"):
+        hf_tokenizer.read_tokenizer(path, 320)
 
 
 def test_fewer_rows_than_ids_are_refused_with_both(folder: Folder) -> None:

@@ -240,7 +240,8 @@ class SubwordTokenizer(Tokenizer):
         from tokenizers import Tokenizer as Library
 
         tokens, library = list(tokens), Library.from_str(self._json)
-        library.add_special_tokens(tokens)
+        own = {*self.special_tokens, *self.unused_special_tokens}  # these keep their options
+        library.add_special_tokens([token for token in tokens if token not in own])
         return SubwordTokenizer(mark_end(json.loads(library.to_str()), *tokens[:1] or [""]))
 
     def encode(self, text: str) -> TokenIds:

@@ -5,6 +5,7 @@ run.json of an imported run keeps them under tokenizer.transformers, and an expo
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,30 @@ def read_settings(
     if ends and [tokens[i] for i in ends] != [settings.get("eos_token")]:
         settings["generation_eos_ids"] = ends
     return settings
+
+
+def add_listed_tokens(content: dict[str, Any], folder: Path) -> dict[str, int]:
+    """Add to a tokenizer.json the tokens that tokenizer_config.json lists; returns the new ids.
+
+    transformers does the same. Of a token that both files have, the options of
+    tokenizer_config.json count. `content`, of tokenizer.json, is changed. Entries of another form
+    are ignored.
+    """
+    decoder = _read_object(folder / TOKENIZER_CONFIG_FILE).get("added_tokens_decoder")
+    tokens = {token["content"]: token for token in content.get("added_tokens") or []}
+    new = {}
+    for key, entry in decoder.items() if isinstance(decoder, dict) else ():
+        if not (isinstance(entry, dict) and _content(entry) and re.fullmatch(r"[0-9]{1,9}", key)):
+            continue
+        text, special = _content(entry), entry.get("special") is True
+        options = {name: entry.get(name) is True for name in ("single_word", "lstrip", "rstrip")}
+        options |= {"normalized": entry.get("normalized", not special) is True, "special": special}
+        if text not in tokens:
+            new[text] = int(key)
+        tokens[text] = {"id": tokens.get(text, {}).get("id", int(key)), "content": text, **options}
+    if decoder:
+        content["added_tokens"] = sorted(tokens.values(), key=lambda token: token["id"])
+    return new
 
 
 def _added_tokens(

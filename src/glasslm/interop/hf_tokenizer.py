@@ -19,6 +19,7 @@ from glasslm.interop.hf_special_tokens import (
     END_OF_TEXT_TOKENS,
     TOKENIZER_CONFIG_FILE,
     TokenSettings,
+    add_listed_tokens,
     default_settings,
     settings_files,
 )
@@ -214,7 +215,9 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     """
     file = path / TOKENIZER_FILE if path.is_dir() else path
     content = _read_tokenizer_json(file) if file.is_file() else _read_merges(file.parent)
-    highest = max(_token_ids(content, file).values(), default=-1)
+    ids = _token_ids(content, file)
+    listed = add_listed_tokens(content, file.parent)
+    highest = max([*ids.values(), *listed.values()], default=-1)
     if highest >= vocab_size:
         raise InputError(
             f"{file} has ids up to {highest:,}, but the model has only {vocab_size:,} rows of "
@@ -224,13 +227,19 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     if own_tokenizer and own_tokenizer.vocab_size == vocab_size:
         return own_tokenizer
     try:
-        return _pad_vocabulary(SubwordTokenizer(json.dumps(content)), vocab_size, file)
+        tokenizer = _pad_vocabulary(SubwordTokenizer(json.dumps(content)), vocab_size, file)
+        ids = token_ids(tokenizer)
+        if wrong := [(text, i) for text, i in listed.items() if ids[text] != i]:
+            text, i = wrong[0]
+            raise InputError(
+                f"{TOKENIZER_CONFIG_FILE} gives {text[:100]!r} the id {i:,}, but it gets "
+                f"{ids[text]:,} here: give both files of one model"
+            )
+        return tokenizer
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     except BaseException as error:
-        if (
-            type(error).__name__ != "PanicException"
-        ):  # raised by Rust; it is no subclass of Exception
+        if type(error).__name__ != "PanicException":  # of Rust; it is no subclass of Exception
             raise
         raise InputError(
             f"{file} is not a tokenizer.json that the tokenizers library reads: {error}"
