@@ -15,7 +15,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("httpx")
 
 from inside_client import InsideClient, View, looking_at
-from server_process import make_byte_run, save_step
+from server_process import make_byte_run, make_run, save_step
 
 from glasslm.config.model_config import FeedForward, ModelConfig, Norm, NormPosition, Residual
 from glasslm.config.schema import DeviceConfig
@@ -31,7 +31,7 @@ from glasslm.serve.inside.measures import find_measure
 from glasslm.serve.inside.runs import SAMPLE_TOKENS, InsideRun
 from glasslm.serve.inside.source import describe_place
 from glasslm.serve.inside.source_places import source_kinds
-from glasslm.serve.inside.texts import InsideText
+from glasslm.serve.inside.texts import MAX_TEXT_TOKENS, InsideText, text_limit
 from glasslm.serve.logprobs import TokenNames
 from glasslm.serve.served_model import name_sources
 from glasslm.text import Notify
@@ -103,8 +103,21 @@ def test_runs_are_described(client: InsideClient, trained: Path) -> None:
     assert run["parameters"] == run_folder.Run(trained).record["parameters"]["total"]
     val = run_folder.Run(trained).dataset(lambda message: None).val.tokens
     tokenizer = run_folder.Run(trained).tokenizer
-    assert run["sample_text"] == tokenizer.decode(val[:SAMPLE_TOKENS])
+    assert run["sample_text"] == tokenizer.decode(val[: run["config"]["block_size"]])
     assert 10 < len(byte_run["sample_text"]) <= SAMPLE_TOKENS  # it has no text of its own
+    config = byte_run["config"]
+    assert config["text_limit"] == config["block_size"] < MAX_TEXT_TOKENS == text_limit(2048)
+
+
+def test_a_sample_text_is_no_longer_than_the_context(tmp_path: Path) -> None:
+    short = make_run(tmp_path / "bytes", ByteTokenizer(), block_size=8)
+    text = write_text(tmp_path / "text.txt")
+    own = train(text, tmp_path / "own", **FLAGS | {"max_steps": 1, "block_size": 8}).run_dir
+    for path in (short, own):
+        [source] = name_sources([str(path)], "latest", DeviceConfig(engine="numpy"))
+        run = InsideRun(source)
+        run._read_sample()
+        assert len(run.sample_text()) == 8
 
 
 def test_unchanged_runs_are_not_sent_again(client: InsideClient, byte_run: Path) -> None:

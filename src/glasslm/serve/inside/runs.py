@@ -24,11 +24,12 @@ from glasslm.runs import metrics
 from glasslm.runs.history import History, read_history
 from glasslm.runs.run_folder import Run
 from glasslm.serve.inside.checkpoints import CheckpointStore, checkpoint_content
+from glasslm.serve.inside.texts import text_limit
 from glasslm.serve.served_model import ModelSource
 from glasslm.text import ignore_message
 
 MAX_CURVE_POINTS, MAX_FILES = 300, 8
-SAMPLE_TOKENS = 46
+SAMPLE_TOKENS = 46  # or the model's context, where it is shorter
 MAX_CHARACTERS = 400  # of which the sample text is made where there is no validation text
 SAMPLE_WAIT_S = 0.3  # for the sample text, before runs are listed without it
 LIVE_S = 120.0  # a run without an end whose metrics have changed in this time is in training
@@ -79,6 +80,7 @@ class InsideRun:
                 "feedforward_width": model.d_ff,
                 "feedforward": model.feedforward,
                 "block_size": model.block_size,
+                "text_limit": text_limit(model.block_size),
                 "position": model.position,
                 "norm": model.norm,
                 "norm_position": model.norm_position,
@@ -127,12 +129,13 @@ class InsideRun:
         return self._sample
 
     def _read_sample(self) -> None:
+        limit = min(SAMPLE_TOKENS, self.run.config.model.block_size)
         try:
-            tokens = np.asarray(self.dataset().val.tokens[:SAMPLE_TOKENS])
+            tokens = np.asarray(self.dataset().val.tokens[:limit])
         except (GlasslmError, OSError):  # the text of the run is not on this machine
             tokens = np.zeros(0, np.int64)
         text = self.tokenizer.decode(tokens).rstrip("\ufffd")  # half a character at the end
-        self._sample = text or _any_text(self.run, self.tokenizer)
+        self._sample = text or _any_text(self.run, self.tokenizer, limit)
 
     def dataset(self) -> Dataset:
         """The tokens of the run's text. Raises the errors of Run.dataset.
@@ -160,14 +163,14 @@ class InsideRun:
         return count_ngrams(text)
 
 
-def _any_text(run: Run, tokenizer: Tokenizer) -> str:
-    """The last sample of the run, or a text that it can read."""
+def _any_text(run: Run, tokenizer: Tokenizer, limit: int) -> str:
+    """The last sample of the run, or a text that it can read, of at most `limit` tokens."""
     samples = metrics.sample_lines(run.metrics())
     for text in [line["prompt"] + line["text"] for line in samples[-1:]] + [FALLBACK_TEXT]:
         ids = [i for character in text[:MAX_CHARACTERS] for i in _encode(tokenizer, character)]
         if ids:
-            return tokenizer.decode(ids[:SAMPLE_TOKENS]).rstrip("\ufffd")
-    return tokenizer.decode(range(min(SAMPLE_TOKENS, tokenizer.vocab_size)))
+            return tokenizer.decode(ids[:limit]).rstrip("\ufffd")
+    return tokenizer.decode(range(min(limit, tokenizer.vocab_size)))
 
 
 def _encode(tokenizer: Tokenizer, character: str) -> list[int]:

@@ -46,6 +46,11 @@ class InsideText:
         return content | {"whole": b"".join(parts).decode("utf-8", "replace")}
 
 
+def text_limit(block_size: int) -> int:
+    """The most tokens of a text that is looked at, for a model with this context."""
+    return min(block_size, MAX_TEXT_TOKENS)
+
+
 def make_text(model: Model, ids: list[int]) -> InsideText:
     """The text of `ids`. Raises ApiError where there are none, or no tokens of this vocabulary."""
     tokenizer = model.tokenizer
@@ -57,8 +62,7 @@ def make_text(model: Model, ids: list[int]) -> InsideText:
             f"ids holds a token outside the vocabulary of {tokenizer.vocab_size:,}",
             param="ids",
         )
-    limit = min(model.config.model.block_size, MAX_TEXT_TOKENS)
-    newest = tuple(ids[-limit:])
+    newest = tuple(ids[-text_limit(model.config.model.block_size) :])
     identity = tokenizer.sha256
     digest = hashlib.sha256(f"{identity} {newest}".encode()).hexdigest()
     return InsideText(digest[:32], identity, newest, len(ids) - len(newest))
