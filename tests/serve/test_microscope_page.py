@@ -131,7 +131,7 @@ def test_a_view_without_numbers_is_named_and_the_others_are_saved(
     page.page.keyboard.press("s")
     page.page.locator("dialog dt button", has_text="CSV").click()
     page.page.wait_for_function(
-        "() => /^Saved.*Backward has no numbers: ./.test("
+        "() => /^Saved as [^,]*-read\\.csv\\. Backward has no numbers: ./.test("
         "document.querySelector('dialog p').textContent)"
     )
     page.page.wait_for_timeout(200)
@@ -151,6 +151,8 @@ def test_the_saved_tables_are_the_model(page: PageDriver, model: Model, tmp_path
     page.page.locator(".tok").nth(11).click()
     page.wait()
     files = page.save("CSV", tmp_path)
+    said = page.page.locator("dialog p").text_content()
+    assert said == f"Saved as {', '.join(path.name for path in files)}"
     tables = {path.stem.rsplit("-", 1)[1]: read_table(path) for path in files}
     assert set(tables) == {"write", "read", "attention", "lens", "why"}
 
@@ -180,6 +182,104 @@ def test_the_saved_tables_are_the_model(page: PageDriver, model: Model, tmp_path
         total = sum(float(row[name]) for row in parts)
         np.testing.assert_allclose(total, float(logit_row[name]), atol=1e-4)
     assert "✓" in page.text("#why .proof")
+
+
+GROWING_LIST = """async () => {
+  const { el, morph } = await import("/page/dom.js");
+  const box = el("div");
+  const option = (i, n) => el("option", { value: String(i), selected: i === n - 1 }, i);
+  const draw = (n) => morph(box, el("select", {}, [...Array(n).keys()].map((i) => option(i, n))));
+  return [8, 9, 5].map((n) => (draw(n), box.firstChild.value));
+}"""
+
+
+def test_a_list_that_grows_keeps_what_is_chosen(page: PageDriver) -> None:
+    """As that of the candidates of Why, from one position to the next."""
+    page.page.goto(page.url)
+    assert page.page.evaluate(GROWING_LIST) == ["7", "8", "4"]
+
+
+def test_an_open_table_is_filled_again(page: PageDriver, model: Model) -> None:
+    page.open("open=read&t=3")
+    set_text(page, TEXT)
+    page.page.locator("#read summary").click()
+    cells = page.page.locator("#read tbody tr:nth-child(9) td:nth-child(3)")
+    np.testing.assert_allclose(float(cells.inner_text()), model.losses(TEXT)[8], rtol=1e-3)
+    page.page.locator(".tok").nth(8).click()
+    page.wait()
+    assert page.page.locator("#read tbody tr").count() == len(TEXT) - 1
+    set_text(page, TEXT[::-1])
+    expected = model.losses(TEXT[::-1])[8]
+    np.testing.assert_allclose(float(cells.inner_text()), expected, rtol=1e-3)
+    page.page.locator("#read summary").click()  # closes it
+    page.page.locator(".tok").nth(3).click()
+    page.wait()
+    assert not page.page.locator("#read table").is_visible()
+
+
+def test_only_what_can_still_be_drawn_is_counted(page: PageDriver, model: Model) -> None:
+    for top_k in (1, 8, 0):
+        page.open(f"open=write&t=3&temperature=1&topK={top_k}")
+        shown = page.page.locator("#write .alt:not(.gone)").count()
+        rest = (top_k or model.tokenizer.vocab_size) - shown
+        assert f"{rest} other character" in page.text("#write .cap")
+
+
+def test_the_list_of_runs_may_have_gaps_and_a_limit(page: PageDriver, model: Model) -> None:
+    """A step whose loss was not finite has none; texts may be shorter than the context."""
+
+    def change(route: Any) -> None:
+        answer = route.fetch().json()
+        [run] = answer["runs"]
+        run["curve"][5][1], run["config"]["text_limit"] = None, 31
+        curve.extend(run["curve"])
+        route.fulfill(json=answer)
+
+    curve = list[Any]()
+    page.page.route("**/inside/runs", change)
+    page.open("open=")
+    points = page.page.locator("#when polyline").get_attribute("points").split()
+    assert len(points) == len(curve) - 1
+    page.page.keyboard.press("/")
+    page.page.locator("#text-status", has_text="of at most 31").wait_for()
+
+
+def test_a_text_waits_for_models_that_load(page: PageDriver) -> None:
+    refusal = {"error": {"message": "the models are being loaded"}}
+    texts = "**/inside/texts"
+    page.page.route(texts, lambda route: route.fulfill(status=503, json=refusal), times=1)
+    page.open("open=")
+    assert page.page.locator(".tok").count() > 9
+
+
+@pytest.mark.parametrize("status", [500, 401])
+def test_why_there_are_no_runs_is_said(page: PageDriver, status: int) -> None:
+    refusal = {"error": {"message": "this is why"}}
+    runs = "**/inside/runs"
+    page.page.route(runs, lambda route: route.fulfill(status=status, json=refusal))
+    page.page.goto(page.url)
+    page.page.locator("#notice", has_text="this is why").wait_for()
+    if status == 401:
+        page.page.locator("dialog input").press("Escape")
+    page.page.unroute(runs)
+    page.page.locator("#notice button", has_text="Try again").click()
+    page.wait()
+    assert page.page.locator("#notice").is_hidden()
+
+
+def test_a_text_that_is_too_long_for_an_address_comes_back(page: PageDriver) -> None:
+    page.open("open=write")
+    set_text(page, "the cat sees a dog.\n" * 250 + TEXT)
+    tokens = page.page.locator(".tok")
+    before = tokens.all_inner_texts()
+    assert "tokens are left out before the last" in page.text("#notice")
+    page.page.locator("#write .alt .ch").first.click()
+    page.wait()
+    assert tokens.all_inner_texts() != before
+    page.page.locator("#write .tool", has_text="back to the text before").click()
+    page.page.locator("#write .tool", has_text="back to the text").wait_for(state="detached")
+    page.wait()
+    assert tokens.all_inner_texts() == before
 
 
 def test_the_python_of_a_share_repeats_it(page: PageDriver, model: Model) -> None:
@@ -260,6 +360,10 @@ def test_a_keyboard_alone_reaches_a_number_and_its_origin(page: PageDriver, mode
     assert page.text(".where .name").startswith(name)
     assert "softmax" in page.text(".where") or "weights" in page.text(".where .src")
     assert page.page.evaluate("() => document.activeElement.matches('#attention .cells')")
+    pattern = page.page.locator(".headcard .pattern").get_attribute("aria-label")
+    assert pattern == (
+        "Attention pattern of head 0.1; the table of Attention has the row of the caret"
+    )
 
 
 # The clock of the page advances by `step` ms whenever it is read, so a frame has time for one part.

@@ -246,11 +246,11 @@ def test_a_second_text_is_copied_in(page: PageDriver, model: Model) -> None:
     field.fill(OTHER * 3)
     page.page.wait_for_function(ANOTHER_NUMBER, arg=before)
     page.wait()
+    assert "49 tokens are left out before the last 32" in page.text("#patch .second .note")
     assert page.page.locator(".where .src").count() > 0
     assert page.page.locator(".where .python").count() == 0
     field.fill("the cat 7")
-    page.page.wait_for_selector("#patch .second .note")
-    assert "7" in page.text("#patch .second .note")
+    page.page.locator("#patch .second .note", has_text="'7'").wait_for()
     assert all("400 (Bad Request)" in complaint for complaint in page.complaints)
 
 

@@ -4,7 +4,7 @@ import { decode } from "./arrays.js";
 
 const MOST_BYTES = 48 << 20; // of kept answers
 const AT_ONCE = 4; // requests: answers come while the page draws
-const LOADING_RETRY_MS = 700;
+const RETRY_MS = 700;
 const KEY_NAME = "glasslm-api-key"; // in the storage of this tab
 
 /** A refusal of the server, in its own words. */
@@ -35,15 +35,20 @@ export function keepKey(key) {
  * The response of the server. Raises RequestError.
  * @param {string} path
  * @param {RequestInit} [options]
+ * @param {number} [tries] more of them, while models load
  * @returns {Promise<Response>}
  */
-export async function request(path, options = {}) {
+export async function request(path, options = {}, tries = 99) {
 	if (recorded) return answerFromFile(path);
 	const key = sessionStorage.getItem(KEY_NAME);
 	const headers = new Headers(options.headers);
 	if (key) headers.set("Authorization", `Bearer ${key}`);
 	const response = await fetch(path, { ...options, headers });
 	if (response.ok || response.status === 304) return response;
+	if (response.status === 503 && tries) {
+		await pause(RETRY_MS);
+		return request(path, options, tries - 1);
+	}
 	const body = await response.json().catch(() => ({}));
 	const message = body.error?.message ?? `the server answered with status ${response.status}`;
 	throw new RequestError(response.status, message, body.error?.code ?? null);
@@ -186,12 +191,11 @@ export class Answers {
 			try {
 				return decode(await (await request(path, { signal })).arrayBuffer());
 			} catch (error) {
-				const { code, status } = asRequestError(error);
+				const { code } = asRequestError(error);
 				if (code === "unknown_text" && attempt === 0) await this.owner.unknownText(path);
-				else if (status === 503 && attempt < 5) await pause(LOADING_RETRY_MS);
 				else if (code === "unknown_checkpoint" && attempt === 0) {
 					this.owner.unknownCheckpoint();
-					await pause(LOADING_RETRY_MS); // it is missing for a moment while it is saved again
+					await pause(RETRY_MS); // it is missing for a moment while it is saved again
 				} else throw error;
 			}
 		}

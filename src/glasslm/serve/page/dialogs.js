@@ -38,13 +38,13 @@ export function showKeys() {
  * Edits the text. `use` takes it, or raises what the server said of it.
  * @param {object} given
  * @param {string} given.text
- * @param {number} given.blockSize
+ * @param {number} given.most
  * @param {string} given.unit
  * @param {string} given.sample
  * @param {(text: string) => Promise<{tokens: {length: number}, cut: string | null}>} given.tokenize
  * @param {(text: string) => void} given.use
  */
-export function editText({ text, blockSize, unit, sample, tokenize, use }) {
+export function editText({ text, most, unit, sample, tokenize, use }) {
 	const area = el("textarea", {
 		rows: 6,
 		class: "mono",
@@ -66,7 +66,7 @@ export function editText({ text, blockSize, unit, sample, tokenize, use }) {
 			const { tokens, cut } = await tokenize(area.value);
 			if (request !== asked) return;
 			const units = plural(tokens.length, unit);
-			status.textContent = cut ?? `${units} of at most ${count(blockSize)}`;
+			status.textContent = cut ?? `${units} of at most ${count(most)}`;
 			go.disabled = false;
 		} catch (error) {
 			if (request === asked) status.textContent = error instanceof Error ? error.message : "";
@@ -173,10 +173,10 @@ export function chooseSaving({ views, chosen, isSaved, save }) {
 		await save(format, select.value, tell).catch((error) => tell(String(error.message)));
 	};
 	const formats = [
-		["HTML", "one file with this text’s numbers; opens offline, keeps the selection"],
+		["HTML", "one file with this text’s numbers, which opens offline"],
 		["SVG", "a drawing, with its text as text"],
 		["PNG", "the same at twice the size"],
-		["CSV", "every number of the view, one file a view"],
+		["CSV", "the table of each view, in a file of its own"],
 	].slice(isSaved ? 1 : 0);
 	const buttons = formats.flatMap(([format, words]) => [
 		el(

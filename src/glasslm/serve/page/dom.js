@@ -100,8 +100,10 @@ function update(old, fresh) {
 	if (old.style.cssText !== fresh.style.cssText) old.style.cssText = fresh.style.cssText;
 	const isLive = handlers.has(old) || handlers.has(fresh);
 	if (isLive) listen(old, handlers.get(fresh) ?? {});
+	const { value } = fresh; // before its options move
+	if (old.open) handlers.get(fresh)?.toggle?.({ target: fresh });
 	morph(old, ...fresh.childNodes);
-	if ("value" in old && old.value !== fresh.value) old.value = fresh.value;
+	if ("value" in old && old.value !== value) old.value = value;
 }
 
 /** The element of the page with this id. @param {string} id @returns {any} */

@@ -68,7 +68,7 @@ export function lineChart({ title, width, height, xAxis, yAxis, lines, mark, des
 }
 
 /** @param {number[]} point */
-const hasValue = ([, value]) => Number.isFinite(value);
+export const hasValue = ([, value]) => Number.isFinite(value);
 
 /** @param {Line} line @param {(x: number) => number} x @param {(y: number) => number} y */
 function curve(line, x, y) {

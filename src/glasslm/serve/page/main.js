@@ -30,6 +30,7 @@ const VIEWS = [write, read, attention, lens, why, patch, backward, learning];
 const POLL_MS = 3000; // while a run trains, or the server is away
 const REST_MS = 20000; // between two looks for new checkpoints otherwise
 const STARTING_SHARE = 0.84; // of the text is read at first
+const AWAY = "The server does not answer. What is here stays; start it again to go on.";
 const FAST_MS = 80; // what answers faster is asked for ahead, one token left and right
 
 /** @type {Record<string, View>} */
@@ -42,12 +43,12 @@ let scene = null;
 let firstColumn = 0;
 let frame = 0;
 let isWhole = false; // the next frame draws all, not only what follows the pointer
-let etag = "";
+let etag = '""';
 
 const answers = new Answers({
 	arrived: requestDraw,
 	lost: () => {
-		isAway = true;
+		problem = AWAY;
 		poll(POLL_MS);
 		requestDraw();
 	},
@@ -63,7 +64,7 @@ const tools = {
 		if (!now || recorded) return;
 		editText({
 			text: now.text.text,
-			blockSize: now.run.config.block_size,
+			most: now.run.config.text_limit,
 			unit: now.unit,
 			sample: now.run.sample_text,
 			tokenize: (text) => texts.post(now.run, { text }),
@@ -269,9 +270,7 @@ function toggle(id) {
 function drawNotice() {
 	const notice = byId("notice");
 	const run = chosenRun();
-	const words = [...unreadable];
-	if (isAway)
-		words.push("The server does not answer. What is here stays; start it again to go on.");
+	const words = [problem, ...unreadable].filter(Boolean);
 	if (run && !run.checkpoints.length) {
 		words.push(`${run.name} has no checkpoint yet. This page waits for the first one.`);
 	}
@@ -284,10 +283,11 @@ function drawNotice() {
 	morph(
 		notice,
 		words.map((text) => el("p", {}, text)),
+		problem && el("button", { class: "tool framed", on: { click: loadRuns } }, "Try again"),
 	);
 }
 
-let isAway = false;
+let problem = ""; // why there are no answers, or no list of runs
 
 /** The runs that can be shown; of the others the reason is said. @param {{runs: any[]}} answer */
 function readRuns(answer) {
@@ -301,14 +301,11 @@ let unreadable = [];
 /** Looks for runs and checkpoints; what is new is drawn. */
 async function loadRuns() {
 	try {
-		const response = await request(
-			"/inside/runs",
-			etag ? { headers: { "If-None-Match": etag } } : {},
-		);
-		const wasAway = isAway;
-		isAway = false;
+		const response = await request("/inside/runs", { headers: { "If-None-Match": etag } }, 0);
+		const wasAway = problem;
+		problem = "";
 		if (response.status !== 304) {
-			etag = response.headers.get("ETag") ?? "";
+			etag = response.headers.get("ETag") ?? etag;
 			runs = readRuns(await response.json());
 			requestDraw();
 		}
@@ -318,17 +315,13 @@ async function loadRuns() {
 			requestDraw();
 		}
 	} catch (error) {
-		const { status } = asRequestError(error);
-		if (status === 401) {
-			askForKey(loadRuns);
-			return;
-		}
-		isAway = status === 0;
+		const { status, message } = asRequestError(error);
+		problem = status ? message : AWAY;
 		requestDraw();
+		if (status === 401) return askForKey(loadRuns);
 	}
-	const isWaiting = !runs.length || runs.some((run) => run.is_training || !run.sample_text);
-	const isLive = isAway || isWaiting;
-	poll(isLive ? POLL_MS : REST_MS);
+	const isLive = runs.some((run) => run.is_training || !run.sample_text);
+	poll(problem || isLive || !runs.length ? POLL_MS : REST_MS);
 }
 
 /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -342,7 +335,7 @@ function poll(ms) {
 
 store.state = readAddress(location.hash || (recorded?.["#"] ?? ""));
 store.changed = (isPreview) => (isPreview ? requestFrame() : requestDraw());
-addEventListener("hashchange", () => {
+addEventListener("popstate", () => {
 	store.state = readAddress(location.hash);
 	requestDraw();
 });

@@ -81,8 +81,8 @@ export function headPattern(scene, { weight, layer, head, side, withTokens = fal
 			"data-key": id,
 			role: "img",
 			"aria-label":
-				`Attention pattern of head ${headName(layer, head)}; its numbers are in the table of ` +
-				"Attention",
+				`Attention pattern of head ${headName(layer, head)}; the table of Attention has the row of ` +
+				"the caret",
 			style: { width: `${z * T}px`, height: `${z * T}px` },
 			on: {
 				pointermove: (event) => {

@@ -104,8 +104,8 @@ const fact = (name, value) => [el("dt", {}, name), el("dd", {}, value)];
  */
 function originCard(scene, views) {
 	const hint =
-		"Choose any number or cell: its name in the engine, the lines that computed it, and a line of " +
-		"Python that gives the same number. Layers, heads and positions count from 0, as there. " +
+		"Choose any number or cell: its name in the engine, the lines that computed it, and Python that " +
+		"repeats it. Layers, heads and positions count from 0, as there. " +
 		"A nat is 1.44 bits, a logit a score before softmax, the stream what all parts read and add to.";
 	const origin = originOf(scene, views);
 	if (!origin) return [el("p", {}, hint)];

@@ -35,6 +35,7 @@ export async function saveAs(format, saving) {
 	const names = views.length === 1 ? `-${views[0].id}` : "";
 	const file = `${scene.run.name}-${scene.checkpoint.step}${names}`.replace(/[^\w.-]+/g, "_");
 	let note = "";
+	const saved = [];
 	if (format === "CSV") {
 		const left = [];
 		for (const view of views) {
@@ -43,8 +44,9 @@ export async function saveAs(format, saving) {
 				left.push(`${view.title} has no numbers: ${reason}`);
 				continue;
 			}
-			const name = views.length === 1 ? file : `${file}-${view.id}`;
-			download(`${name}.csv`, "text/csv;charset=utf-8", toCsv(view.rows(scene)));
+			const name = `${file}${views.length === 1 ? "" : `-${view.id}`}.csv`;
+			download(name, "text/csv;charset=utf-8", toCsv(view.rows(scene)));
+			saved.push(name);
 		}
 		if (left.length === views.length) throw new Error(left.join(". "));
 		note = ["", ...left].join(". ");
@@ -59,7 +61,7 @@ export async function saveAs(format, saving) {
 		if (format === "SVG") download(`${file}.svg`, "image/svg+xml", drawing.source);
 		else download(`${file}.png`, "image/png", await toPng(drawing));
 	}
-	tell(`Saved as ${file}.${format.toLowerCase()}${note}`);
+	tell(`Saved as ${saved.join(", ") || `${file}.${format.toLowerCase()}`}${note}`);
 }
 
 /** Why a view has no table; null where it has one. @param {Scene} scene @param {View} view */

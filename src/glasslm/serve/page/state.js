@@ -25,11 +25,11 @@ export const DEFAULTS = Object.freeze({
 });
 
 const NUMBERS = new Set("t layer head step candidate rival temperature topK topP lr".split(" "));
-const LONGEST_IN_ADDRESS = 4000; // characters; a longer text is not kept by a reload
+const LONGEST_IN_ADDRESS = 4000; // characters; the history has longer texts
 const ADDRESS_DELAY_MS = 120; // browsers limit how often an address may change
 
 /**
- * The state that an address names. What cannot be read is left at its default.
+ * The state that the history has, or an address. What cannot be read is left at its default.
  * @param {string} hash "#t=37&head=3.2"
  * @returns {State}
  */
@@ -43,7 +43,7 @@ export function readAddress(hash) {
 			if (value !== "" && Number.isFinite(Number(value))) setField(state, name, Number(value));
 		} else if (Object.hasOwn(DEFAULTS, name)) setField(state, name, value);
 	}
-	return state;
+	return { ...state, ...history.state };
 }
 
 /** @param {any} state @param {string} name @param {unknown} value */
@@ -94,13 +94,13 @@ export const store = {
 		if ("run" in change && change.run !== this.state.run) next.step = next.off = null;
 		clearTimeout(addressTimer);
 		if (isNewText) {
-			history.replaceState(null, "", writeAddress(this.state));
-			history.pushState(null, "", writeAddress(next)); // the browser goes back to the text before
+			history.replaceState(this.state, "", writeAddress(this.state));
+			history.pushState(next, "", writeAddress(next)); // the browser goes back to the text before
 		}
 		this.state = next;
 		this.preview = {};
 		addressTimer = setTimeout(() => {
-			history.replaceState(null, "", writeAddress(this.state));
+			history.replaceState(this.state, "", writeAddress(this.state));
 		}, ADDRESS_DELAY_MS);
 		this.changed(false);
 	},

@@ -1,4 +1,4 @@
-// Any figure as a table, drawn when it is opened; and tables whose cells are tinted buttons.
+// A view as a table, drawn when it is opened; and tables whose cells are tinted buttons.
 
 import { textTint } from "./colour.js";
 import { el } from "./dom.js";
@@ -9,17 +9,12 @@ const MOST_ROWS = 2000; // of a table on the page; the CSV has all
 /** @param {() => Rows} makeRows */
 export function asTable(makeRows) {
 	const body = el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Table" });
-	const details = el(
-		"details",
-		{ class: "astable", on: { toggle: (event) => fill(event.target) } },
-		el("summary", {}, "as a table"),
-		body,
-	);
-	/** @param {any} opened */
-	function fill(opened) {
-		if (opened.open) opened.lastElementChild.replaceChildren(table(makeRows()));
-	}
-	return details;
+	const fill = (/** @type {any} */ { target }) => {
+		const isNew = !target.isConnected; // and takes the place of an open one
+		if (target.open || isNew) target.lastElementChild.replaceChildren(table(makeRows()));
+	};
+	const props = { class: "astable", on: { toggle: fill } };
+	return el("details", props, el("summary", {}, "as a table"), body);
 }
 
 /** What says that a table goes on. @param {number} least its width @param {number} room in pixels */

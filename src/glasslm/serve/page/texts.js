@@ -118,9 +118,6 @@ export class Texts {
 }
 
 /** @param {number} cut @param {number} kept tokens */
-function cutWords(cut, kept) {
-	return (
-		`The text is longer than what is read at once: its first ${plural(cut, "token")} are left ` +
-		`out, the last ${count(kept)} are shown.`
-	);
-}
+const cutWords = (cut, kept) =>
+	"The text is longer than what is read at once: " +
+	`${plural(cut, "token is", "tokens are")} left out before the last ${count(kept)}.`;

@@ -3,6 +3,7 @@
 import { recorded } from "./api.js";
 import { palette } from "./colour.js";
 import { announce, byId, el, morph } from "./dom.js";
+import { hasValue } from "./line_chart.js";
 import { store } from "./state.js";
 import { count, fixed, glyphs, plural } from "./words.js";
 
@@ -131,13 +132,14 @@ function mark(x, y, isChosen) {
 
 /** @param {Run} run @param {(step: number) => number} x @param {number} height */
 function curveLine(run, x, height) {
-	if (run.curve.length < 2) return null;
-	const losses = run.curve.map(([, loss]) => loss);
+	const curve = run.curve.filter(hasValue);
+	if (curve.length < 2) return null;
+	const losses = curve.map(([, loss]) => loss);
 	const low = Math.min(...losses);
 	const high = Math.max(...losses);
 	const y = (/** @type {number} */ loss) =>
 		6 + (height - 14) * (1 - (loss - low) / (high - low || 1));
-	const points = run.curve.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`);
+	const points = curve.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`);
 	const stroke = `rgb(${palette.look})`;
 	const line = { fill: "none", stroke, "stroke-width": 1.5, opacity: 0.6 };
 	return el("polyline", { points: points.join(" "), ...line });

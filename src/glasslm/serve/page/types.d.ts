@@ -37,7 +37,8 @@ interface Run {
 		layers: number;
 		heads: number;
 		width: number;
-		block_size: number;
+		/** Tokens of a text, at most. */
+		text_limit: number;
 		position: string;
 	} & Record<string, any>;
 	parameters: number;
@@ -189,7 +190,7 @@ interface View {
 	asks(scene: Scene): string[];
 	sentence(scene: Scene): Child[];
 	draw(scene: Scene): Child[];
-	/** All its numbers, for the table and for CSV. */
+	/** Its table, also for CSV. */
 	rows(scene: Scene): Rows;
 	/** Of its number with this key. */
 	origin(scene: Scene, key: string[]): Origin | null;
@@ -269,6 +270,6 @@ interface Chart {
 	lines: Line[];
 	/** An x that is marked. */
 	mark?: number | null;
-	/** For a screen reader; the numbers are in the table of the view. */
+	/** For a screen reader. */
 	describe: string;
 }

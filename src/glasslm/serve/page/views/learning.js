@@ -5,7 +5,7 @@ import { palette } from "../colour.js";
 import { el } from "../dom.js";
 import { empty, number, strong } from "../figure_parts.js";
 import { KINDS, scoreName } from "../head_names.js";
-import { lineChart } from "../line_chart.js";
+import { hasValue, lineChart } from "../line_chart.js";
 import { comparedWith, isWorthIt } from "../scene.js";
 import { store } from "../state.js";
 import { asTable, table } from "../table.js";
@@ -128,7 +128,7 @@ function fewCheckpoints(scene) {
 		`It keeps step 0, the best one and the latest ${plural(keep, "one")}; curves over the steps `,
 		"need more. Train with ",
 		el("code", {}, `--keep 100 --checkpoint-interval ${interval}`),
-		" to keep them all.",
+		".",
 	);
 }
 
@@ -152,12 +152,14 @@ function lossChart(scene) {
 	const lines = runs.flatMap((run, i) => [
 		{
 			name: i ? "other" : "val",
-			points: finite(run.val_curve),
+			points: run.val_curve.filter(hasValue),
 			colour: i ? palette.soft : `rgb(${palette.cost})`,
 			dash: i ? "4 3" : "",
 			withDots: run.val_curve.length < 30,
 		},
-		...(i ? [] : [{ name: "train", points: finite(run.curve), colour: palette.soft, width: 1 }]),
+		...(i
+			? []
+			: [{ name: "train", points: run.curve.filter(hasValue), colour: palette.soft, width: 1 }]),
 	]);
 	const all = lines.flatMap(({ points }) => points);
 	if (!all.length) return null;
@@ -172,9 +174,6 @@ function lossChart(scene) {
 		describe: `Training and validation loss in nats over ${count(most)} steps`,
 	});
 }
-
-/** @param {[number, number][]} points */
-const finite = (points) => points.filter(([, loss]) => Number.isFinite(loss) && loss !== null);
 
 /** @param {number[]} losses */
 function lossAxis(losses) {
@@ -313,26 +312,26 @@ function sideTable(scene, compared) {
 	const sides = [{ run: scene.run, checkpoint: scene.checkpoint }, compared];
 	const read = sides.map(({ checkpoint }) => scene.answer(scene.pathAt(checkpoint, "read")));
 	const next = scene.t + 1;
-	/** @type {[string, string[]][]} */
+	/** @type {Rows} */
 	const rows = [
-		["weights", sides.map(({ run }) => count(run.parameters))],
-		["validation loss", sides.map(({ checkpoint }) => fixed(checkpoint.val_loss, 3))],
-		["bits per byte of this text", read.map((x) => fixed(x?.header.bits_per_byte, 3))],
-		["first choices here", read.map((x) => firstChoices(scene, x))],
+		["", ...sides.map((side) => sideName(scene, side))],
+		["weights", ...sides.map(({ run }) => count(run.parameters))],
+		["validation loss", ...sides.map(({ checkpoint }) => fixed(checkpoint.val_loss, 3))],
+		["bits per byte of this text", ...read.map((x) => fixed(x?.header.bits_per_byte, 3))],
+		["first choices here", ...read.map((x) => firstChoices(scene, x))],
 		...KINDS.map(({ kind, long }) => {
 			const cells = sides.map(({ checkpoint }) => {
 				const { score: value, layer, head } = best(scene, kind, checkpoint);
 				return Number.isFinite(value) ? `${score(value)} (head ${headName(layer, head)})` : "–";
 			});
-			return /** @type {[string, string[]]} */ ([`best ${long} score`, cells]);
+			return [`best ${long} score`, ...cells];
 		}),
 	];
 	if (scene.target !== null) {
 		const words = `surprise of ${quoted(scene.token(scene.target))}, nats`;
-		rows.splice(3, 0, [words, read.map((x) => fixed(x?.arrays.nats.at(next)))]);
+		rows.splice(4, 0, [words, ...read.map((x) => fixed(x?.arrays.nats.at(next)))]);
 	}
-	const head = ["", ...sides.map((side) => sideName(scene, side))];
-	return table([head, ...rows.map(([name, cells]) => [name, ...cells])]);
+	return table(rows);
 }
 
 /** @param {Scene} scene @param {Answer | undefined} read */

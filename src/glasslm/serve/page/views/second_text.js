@@ -41,11 +41,12 @@ export function secondText(scene) {
 		},
 	});
 	const hint = "change some of it: its stream is copied into this text, one place at a time";
+	const note = scene.secondProblem || scene.second?.cut;
 	const box = el(
 		"div",
 		{ class: "second indented" },
 		el("label", {}, "Second text: ", hint, field),
-		scene.secondProblem ? el("p", { class: "note" }, scene.secondProblem) : null,
+		note && el("p", { class: "note" }, note),
 	);
 	return el("div", {}, box, scene.second ? copies(scene, scene.second) : null);
 }
@@ -143,7 +144,7 @@ function copies(scene, second) {
 	const tokens = secondTokens(scene, second);
 	if (difference === scene.length) return empty("Both texts are the same.", "Change the second.");
 	if (scene.t < difference) {
-		const words = `Copying changes nothing. Go past position ${difference} to see a difference. `;
+		const words = `Go past position ${difference} to see a difference. `;
 		const go = tool("Go there", () => store.set({ t: difference }), { class: "tool framed" });
 		return el("div", {}, tokens, empty("The two texts are still the same here.", words, go));
 	}

@@ -136,9 +136,10 @@ export const write = {
 
 	draw(scene) {
 		const { others } = scene.answer(distributionAsk(scene))?.header ?? {};
-		const all = candidates(scene);
-		const hidden = all.length - shownCandidates(scene).length;
-		const rest = hidden + (others ?? 0);
+		const hidden = candidates(scene)
+			.slice(SHOWN)
+			.filter(({ id, after }) => after > 0 && id !== scene.target);
+		const rest = hidden.length + (others ?? 0);
 		const back = before && before !== scene.text.id;
 		return [
 			back ? tool("↶ back to the text before", () => history.back()) : null,
