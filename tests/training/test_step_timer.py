@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.data.answer_targets import AnswerFormat
+from glasslm.data.chat.conversation_rows import Conversations
 from glasslm.data.dataset import Dataset, Split
 from glasslm.data.tokenizers import ByteTokenizer
 from glasslm.engines.factory import make_engine
@@ -73,7 +75,7 @@ class SlowEngine:
         return math.ceil(math.ceil(rows / self.micro) / self.threads)
 
     def accumulate(self, batch: Batch, weight: float) -> float:
-        assert weight == 1 / batch.targets.size
+        assert weight == 1 / np.count_nonzero(batch.targets >= 0)
         self.now += self.turns(len(batch.rows))
         return 1.0
 
@@ -84,6 +86,13 @@ class SlowEngine:
     def losses(self, tokens: Any, targets: Any) -> Any:
         self.now += len(tokens) / 4
         return np.zeros(targets.shape)
+
+    def new_cache(self, rows: int, length: int) -> None:
+        pass
+
+    def logits(self, tokens: Any, cache: None, lengths: Any, every: bool) -> Any:
+        self.now += len(tokens) / 2
+        return np.zeros((*tokens.shape, 256))
 
     def state(self) -> Iterator[tuple[str, Any]]:
         yield "weight", np.zeros(1000, np.float32)
@@ -107,6 +116,44 @@ def test_a_step_takes_as_many_turns_as_its_micro_batches_need(
     )  # no more than one turn was computed at a time
 
 
+def task_split() -> Split:
+    """50 examples of a task, of which a window of 8 tokens holds two."""
+    tokens = np.frombuffer(b"1=2\n" * 50, np.uint8)
+    return Split(tokens, len(tokens), None, AnswerFormat(ord("="), ord("\n"), 4))
+
+
+def chat_split() -> Split:
+    """40 conversations of 5 tokens that share no row."""
+    starts, answers = np.arange(41) * 5, np.ones(200, np.uint8)
+    return Split(np.zeros(200, np.uint16), 200, Conversations(starts, answers, -1))
+
+
+@pytest.mark.parametrize(
+    ("make_split", "window", "windows"),
+    [
+        # The answers of a task are compared too: in the validation text and in as much training
+        # text.
+        (task_split, 0.25 + 0.5 + 0.5, 25),
+        (chat_split, 0.25, 40),
+    ],
+)
+def test_an_evaluation_is_timed_as_the_loop_makes_it(
+    make_split: Callable[[], Split], window: float, windows: int
+) -> None:
+    engine: Any = SlowEngine(2, 2)
+    split, run = make_split(), config(batch_size=4, max_steps=20, eval_interval=8)
+    data = Dataset(ByteTokenizer(), split, split, None, {}, "0" * 64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "perf_counter", lambda: engine.now)
+        timer = step_timer.time_steps(run, engine, data, prepared(), old_text=split)
+    assert (timer.window, timer.val_windows) == (window, windows)
+    # That of the base's text has no training text.
+    assert (timer.old_window, timer.old_windows) == (min(window, 0.25 + 0.5), windows)
+    only_windows = timer._replace(step=0, checkpoint=0, old_windows=0)
+    evaluations, measured = 4, evaluation_windows(run, len(split.tokens)) or windows
+    assert run_seconds(run, data, only_windows) == evaluations * measured * window
+
+
 def test_a_run_takes_what_its_parts_take() -> None:
     """20 steps; evaluations at 0, 8, 16 and 20; samples at 0, 10, 20.
 
@@ -128,6 +175,9 @@ def test_a_run_takes_what_its_parts_take() -> None:
     n_windows = evaluation_windows(run, 80_001)
     assert n_windows is not None
     assert run_seconds(run, sampled, StepTimer(0, 1, 0, 0)) == 4 * n_windows + 20_000
+    for exist, are_measured in ((7, 7), (10**6, n_windows)):  # windows of the base's text
+        old_text = StepTimer(0, 0, 0, 0, old_window=1, old_windows=exist)
+        assert run_seconds(run, sampled, old_text) == 4 * are_measured
 
 
 @given(
@@ -262,7 +312,8 @@ def test_either_engine_is_timed(engine: Any, monkeypatch: pytest.MonkeyPatch) ->
     started_at = time.perf_counter()
     measured = step_timer.time_steps(small, engine, data, prepared())
     assert engine.updates == 3
-    assert all(0 < part < 200 * (time.perf_counter() - started_at) for part in measured if part)
+    parts = measured._replace(val_windows=0)
+    assert all(0 < part < 200 * (time.perf_counter() - started_at) for part in parts if part)
     assert 0 < run_seconds(small, data, measured) < math.inf
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.config.units import parse_duration
-from glasslm.data.dataset import Dataset
+from glasslm.data.dataset import Dataset, Split
 from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 from glasslm.data.sources.text_files import Source
 from glasslm.engines.choice import can_compile, choose_engine, compute_from_record
@@ -68,7 +68,7 @@ class RunSetup:
     engine: Engine  # with the weights of `position`, or the first ones
     dataset: Dataset
     display: Display
-    base: BaseRun | None  # for the loss on its text
+    old_text: Split | None  # of the base run, to measure forgetting
     position: TrainingPosition | None = None  # of the checkpoint that a resumed run continues from
     limit: TimeLimit | None = None
 
@@ -101,6 +101,7 @@ def train(
         run_folder.require_new(run_dir)
     config = with_pairs_hash(admit_operations(config))
     inputs = open_run_inputs(config, notify, dataset)
+    inputs = inputs.with_old_text(config.model.block_size, notify)
     preparation.end_stage("reading the text")
     config = with_document_end(config, inputs.dataset)
     corpus = inputs.source.name if inputs.source else text_name(config.data)
@@ -123,7 +124,7 @@ def train(
         plan_line: Line = {"kind": "plan", "step": 0, "max_steps": plan.max_steps}
         with _delete_if_interrupted(run_dir):
             return _run_loop(
-                RunSetup(run, engine, inputs.dataset, display, inputs.base, limit=limit),
+                RunSetup(run, engine, inputs.dataset, display, inputs.old_text, limit=limit),
                 first_lines=[plan_line, *_fallback_warning(inputs.source)],
                 started=preparation.started,
                 notify=notify,
@@ -195,7 +196,7 @@ def resume(
         }
         display = Display(run.config.train.max_steps, run_dir.name)
         return _run_loop(
-            RunSetup(run, engine, dataset, display, _reopen_base(run, notify), latest.position),
+            RunSetup(run, engine, dataset, display, _reopen_old_text(run, notify), latest.position),
             first_lines=[resume_line],
             started=started,
             notify=notify,
@@ -203,8 +204,8 @@ def resume(
         )
 
 
-def _reopen_base(run: Run, notify: Notify) -> BaseRun | None:
-    """The run that fine-tuning started from; None, with a note, where it is gone."""
+def _reopen_old_text(run: Run, notify: Notify) -> Split | None:
+    """The text of the run that fine-tuning started from; None, with a note, where it is gone."""
     source = run.record.get("base")
     if source is None:
         return None
@@ -212,7 +213,7 @@ def _reopen_base(run: Run, notify: Notify) -> BaseRun | None:
         base = BaseRun(source["run"])
         if base.run.record["data"]["sha256"] != source["data_sha256"]:
             raise DamagedError(f"{base.run.path} now holds another run")
-        return base
+        return base.old_text(run.config.model.block_size, notify)
     except (DamagedError, InputError) as error:
         notify(f"note: forgetting of the old text is no longer measured: {error}")
         return None
@@ -278,7 +279,7 @@ def _prepare_engine(
         engine = make_engine(config, dataset.tokenizer.vocab_size, compute, training=True)
         engine.load(inputs.first_weights(config))
         preparation.end_stage(ENGINE_STAGE.format(compute.engine))
-        timer = step_timer.time_steps(config, engine, dataset, preparation)
+        timer = step_timer.time_steps(config, engine, dataset, preparation, inputs.old_text)
         engine.load(inputs.first_weights(config))  # timing has changed them
         spent_s, stages = preparation.spent_s, preparation.stages
         length = fix_length(config, dataset, timer, spent_s, final_windows, stages)
@@ -354,7 +355,6 @@ def _run_loop(
 ) -> Outcome:
     """Run the loop inside its log, display and trackers; the log always ends with an `end` line."""
     run, engine, position = setup.run, setup.engine, setup.position
-    old_text = setup.base.old_text(run.config.model.block_size, notify) if setup.base else None
     log = MetricsLog(run.path / "metrics.jsonl", *(position.metrics_position if position else ()))
     setup.display.show_earlier(run.metrics())
     with (
@@ -362,7 +362,9 @@ def _run_loop(
         log,
         setup.display,
     ):
-        loop = Loop(run, engine, setup.dataset, log, setup.display, position, old_text, setup.limit)
+        loop = Loop(
+            run, engine, setup.dataset, log, setup.display, position, setup.old_text, setup.limit
+        )
         for line in first_lines:
             loop.log(line)
         status: Status = "failed"

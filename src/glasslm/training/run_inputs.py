@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from glasslm.config.schema import RunConfig
 from glasslm.data.answer_targets import require_whole_examples
 from glasslm.data.chat.chat_vocabulary import ChatVocabulary
-from glasslm.data.dataset import Dataset, prepare_dataset, require_enough_tokens
+from glasslm.data.dataset import Dataset, Split, prepare_dataset, require_enough_tokens
 from glasslm.data.sources import corpora
 from glasslm.data.sources.text_files import Source
 from glasslm.engines.protocol import State
@@ -28,6 +28,12 @@ class RunInputs:
     source: Source | None  # None: the caller has prepared the dataset
     base: BaseRun | None  # None: training starts from random weights
     chat: ChatVocabulary | None = None  # of a run that learns conversations
+    old_text: Split | None = None  # the validation split of the base, where it was opened
+
+    def with_old_text(self, block_size: int, notify: Notify) -> RunInputs:
+        """These inputs with the text of the base, on which forgetting is measured."""
+        old_text = self.base.old_text(block_size, notify) if self.base else None
+        return dataclasses.replace(self, old_text=old_text)
 
     def first_weights(self, config: RunConfig) -> State:
         """The first weights of a run of this config, by name."""

@@ -18,11 +18,14 @@ from typing import Literal, NamedTuple
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.config.units import parse_duration
 from glasslm.data.batch_sampler import make_sampler
-from glasslm.data.dataset import Dataset
+from glasslm.data.dataset import Dataset, Split
+from glasslm.data.token_file import Tokens
 from glasslm.engines.choice import can_compile
 from glasslm.engines.protocol import Engine
 from glasslm.errors import DivergedError, InputError
 from glasslm.inference import generation
+from glasslm.inference.evaluation import Windows, split_windows
+from glasslm.inference.exact_answers import score_windows
 from glasslm.inference.sampling import Sampling
 from glasslm.training.evaluation_windows import (
     FINAL_PASSES,
@@ -54,7 +57,7 @@ MIN_COMPILED_RUN_S = {"cpu": 240.0, "cuda": 180.0}
 
 
 class StepTimer(NamedTuple):
-    """Seconds of the parts of a run."""
+    """Seconds of the parts of a run, and how many windows there are to evaluate."""
 
     step: float
     window: float  # one validation window
@@ -62,12 +65,21 @@ class StepTimer(NamedTuple):
     checkpoint: float
     report: float = REPORT_S
     held_out: float | None = None  # one evaluation of preference tuning; None: of windows
+    old_window: float = 0.0  # one window of the base's text
+    old_windows: int = 0  # of the base's whole validation split
+    val_windows: int | None = None  # of the whole validation split; None: those of a text
 
 
 def time_steps(
-    config: RunConfig, engine: Engine, dataset: Dataset, preparation: Preparation
+    config: RunConfig,
+    engine: Engine,
+    dataset: Dataset,
+    preparation: Preparation,
+    old_text: Split | None = None,
 ) -> StepTimer:
     """Time a step, an evaluation and a sample. Changes the weights.
+
+    `old_text`: the validation split of the base run, which evaluations measure too.
 
     An engine computes `rows_at_once` rows side by side; a larger batch takes several such turns, of
     which one is timed. Raises InputError as soon as the times so far show that --max-time is too
@@ -115,13 +127,35 @@ def time_steps(
     require_time(timer._replace(step=min(first, second)))
     timer = timer._replace(step=statistics.median([first, second, step()]))
     require_time(timer)
-    windows = [time_call(lambda: engine.losses(batch.tokens, batch.targets)) for _ in range(2)]
-    require_time(timer := timer._replace(window=min(windows) / rows))
+    require_time(timer := _time_evaluation(timer, config, engine, dataset, old_text))
     if objective:
         timer = timer._replace(held_out=time_call(lambda: objective.evaluate(lambda: None)))
     if config.train.sample_interval:
         timer = timer._replace(sample=time_call(sample) * SAMPLE_TOKENS / TIMED_SAMPLE_TOKENS)
     return timer._replace(report=REPORT_FACTOR * time_call(_sort_numbers))
+
+
+def _time_evaluation(
+    timer: StepTimer, config: RunConfig, engine: Engine, dataset: Dataset, old_text: Split | None
+) -> StepTimer:
+    """`timer` with the windows of the validation splits, and the seconds of one of each."""
+    byte_lengths = dataset.tokenizer.scored_bytes
+
+    def time_windows(windows: Windows, train_tokens: Tokens | None) -> float:
+        rows = min(config.train.batch_size, engine.rows_at_once, len(windows))
+        score = partial(
+            score_windows, engine, windows, byte_lengths, train_tokens=train_tokens, rows=rows,
+            max_windows=rows,
+        )  # fmt: skip
+        return min(time_call(score) for _ in range(2)) / rows
+
+    windows = split_windows(dataset.val, config.model)
+    window_s = time_windows(windows, dataset.train.tokens)
+    timer = timer._replace(window=window_s, val_windows=len(windows))
+    if old_text is None:
+        return timer
+    windows = split_windows(old_text, config.model)
+    return timer._replace(old_window=time_windows(windows, None), old_windows=len(windows))
 
 
 def _tune(engine: Engine, objective: Objective, config: RunConfig) -> None:
@@ -167,17 +201,18 @@ def run_seconds(
     sampled_windows = evaluation_windows(config, val_tokens)
     windows, held_out_s = 0, 0.0
     if timer.held_out is None:
-        windows = evaluations * (sampled_windows or count_windows(config, val_tokens))
+        all_windows = timer.val_windows or count_windows(config, val_tokens)
+        windows = evaluations * (sampled_windows or all_windows)
         windows += FINAL_PASSES * (second_measurement_windows(config, val_tokens, n_final) or 0)
     else:
         held_out_s = evaluations * timer.held_out
-    if train.init_from:  # the old text is evaluated too
-        windows += evaluations * max_evaluation_windows(config)
+    old_windows = evaluations * min(timer.old_windows, max_evaluation_windows(config))
     samples = 1 + math.ceil(steps / train.sample_interval) if train.sample_interval else 0
     checkpoints = evaluations + steps // train.checkpoint_interval
     return (
         steps * timer.step
         + windows * timer.window
+        + old_windows * timer.old_window
         + held_out_s
         + samples * timer.sample
         + checkpoints * timer.checkpoint
