@@ -13,7 +13,9 @@ from chat_runs import NOUNS, learn_chat, make_byte_base, write_chat
 from glasslm.cli import main
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, ModelConfig
+from glasslm.data.chat.chat_source import ChatSource
 from glasslm.data.chat.conversation_rows import ConversationRows, Conversations
+from glasslm.data.chat.named_templates import NAMED_TEMPLATES
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import NO_TARGET
 from glasslm.inference import evaluation
@@ -123,7 +125,7 @@ def test_conversations_are_packed_once_for_all_evaluations(
     monkeypatch.setattr(evaluation, "ConversationRows", pack)
     run = learn_chat(base, chat, tmp_path / "run", max_steps=4, eval_interval=1)
     assert len([line for line in logged_lines(run, "eval") if line["split"] == "val"]) == 5
-    assert len(packed) == 1
+    assert len(packed) == 2  # to time one of them, and to train
 
 
 def test_both_engines_learn_the_same(base: Path, chat: Path, tmp_path: Path) -> None:
@@ -156,6 +158,34 @@ def test_the_conversations_are_made_again_without_the_cache(
     monkeypatch.setenv("GLASSLM_CACHE", str(tmp_path))
     again = Run(run.path).dataset(ignore_message)
     assert again.sha256 == run.record["data"]["sha256"]
+
+
+def test_paths_are_found_from_another_folder(
+    base: Path, chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """run.json has absolute ones; the relative ones of older runs are replaced by its `files`."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "talks.jsonl").write_bytes(chat.read_bytes())
+    (tmp_path / "here" / "chat.jinja").write_text(NAMED_TEMPLATES["plain"].source)
+    flags = {"chat_template": "chat.jinja", "max_steps": 1}
+    run = Run(learn_chat(base, Path("talks.jsonl"), Path("run"), **flags).resolve())
+    data = run.config.data
+    assert data.chat == str(tmp_path / "here" / "talks.jsonl")
+    assert data.chat_template == str(tmp_path / "here" / "chat.jinja")
+    older = dataclasses.replace(data, chat="talks.jsonl")
+    monkeypatch.chdir(tmp_path)
+    facts = dict(run.record["data"])
+    assert ChatSource.reopen(older, facts).files[0].path == data.chat
+    with without_report():
+        assert main(["reproduce", str(run.path), "--run-dir", "again"]) == 0
+    (tmp_path / "here").rename(tmp_path / "there")  # with its text
+    monkeypatch.chdir(tmp_path / "there")
+    moved = ChatSource.reopen(older, facts).files[0]
+    assert (moved.path, moved.sha256) == (
+        str(Path("talks.jsonl").absolute()),
+        facts["files"][0]["sha256"],
+    )
 
 
 def test_a_short_training_answers_exactly(base: Path, chat: Path, tmp_path: Path) -> None:

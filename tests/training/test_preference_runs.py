@@ -253,6 +253,53 @@ def test_pairs_that_changed_or_are_too_long_are_refused(
         tune(additions, tmp_path / "other", preferences=str(copy))
 
 
+def test_without_a_source_the_text_is_that_which_the_base_recorded(
+    additions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config names a relative path, which is another file in another folder."""
+    here, there, base = tmp_path / "here", tmp_path / "there", str(tmp_path / "base")
+    for folder, change in ((here, ""), (there, "1+1=2\n" * 50)):
+        folder.mkdir()
+        text = (additions.parent / "sums.txt").read_text(encoding="utf-8")
+        (folder / "sums.txt").write_text(change + text, encoding="utf-8", newline="\n")
+    monkeypatch.chdir(here)
+    config = small_config(Path("sums.txt"), **BASE_FLAGS | {"max_steps": 2, "eval_interval": 2})
+    with without_report():
+        launch.train(config, COMPUTE, Path(base), notify=ignore_message)
+    monkeypatch.chdir(there)
+
+    def open_text(*flags: str) -> tuple[dict[str, Any], str]:
+        parsed = finetune.parse([base, "--full", "--reward", "addition", *flags])
+        dataset = run_inputs.open_run_inputs(parsed.config, ignore_message).dataset
+        return dataset.facts, dataset.facts["files"][0]["path"]
+
+    recorded = Run(base).record["data"]
+    assert open_text() == (recorded, str(here / "sums.txt"))
+    facts, path = open_text("--val-fraction", "0.3")  # split in another way
+    assert path == str(here / "sums.txt")
+    assert facts["val_tokens"] > 2 * recorded["val_tokens"]
+    assert open_text("--text-file", "sums.txt")[1] == str(there / "sums.txt")
+    assert finetune.parse([base, "--reward", "addition", "--corpus", "python"]).data.text_file == ()
+    (here / "sums.txt").unlink()
+    assert open_text()[0] == recorded  # the tokens are in the cache
+    with pytest.raises(
+        InputError, match=r"sums\.txt.* is gone.*give a text like it as --text-file"
+    ):
+        open_text("--val-fraction", "0.3")
+
+
+def test_pairs_are_found_from_another_folder(
+    additions: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pairs.parent)
+    run = tune(additions, tmp_path / "run", preferences=pairs.name, stop_at=3)
+    assert run.config.preference.preferences == str(pairs.resolve())
+    monkeypatch.chdir(tmp_path)
+    with without_report():
+        launch.resume(run.path, COMPUTE, notify=ignore_message)
+    assert run.history.status == "finished"
+
+
 def test_base_weights_that_changed_are_refused(additions: Path, tmp_path: Path) -> None:
     run = tune(additions, tmp_path / "run", reward="addition", stop_at=3)
     path = run.path / checkpoint.BASE / "model.safetensors"
@@ -266,7 +313,7 @@ def test_base_weights_that_changed_are_refused(additions: Path, tmp_path: Path) 
 def test_the_command_has_the_recipe_and_refuses_a_study(additions: Path, pairs: Path) -> None:
     flags = finetune.parse([str(additions), "--full", "--reward", "addition", "--kl", "0.5"])
     assert flags.preference.kl == 0.5
-    assert flags.data == Run(additions).config.data
+    assert flags.data == Run(additions).config.data.without_source()
     assert flags.train.log_interval == 1
     assert to_dict(flags.config)["preference"]["reward"] == "addition"
     assert "preference" not in to_dict(finetune.parse([str(additions)]).config)

@@ -68,12 +68,9 @@ def main(argv: list[str]) -> int:
     from glasslm.training import launch
 
     flags = parse(argv)
-    if not flags.data.has_source:
+    if not (flags.data.has_source or flags.preference.is_active):  # the base has a text
         raise InputError(
-            f"{flags.run} has no text of its own, on which forgetting is measured: give some text "
-            "like that which it learned as --text-file PATH"
-            if flags.preference.is_active
-            else "no text to learn was given: give --text-file PATH, --corpus NAME or --chat FILE"
+            "no text to learn was given: give --text-file PATH, --corpus NAME or --chat FILE"
         )
     if flags.study and flags.preference.is_active:
         raise InputError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -27,6 +27,12 @@ END_OF_TEXT = "<|endoftext|>"  # GPT-2's special token for the end of a document
 MIN_BPE_VOCABULARY = 257  # 256 bytes and one merge
 MAX_BPE_VOCABULARY = 1 << 20
 MAX_SPECIAL_TOKEN = 256  # characters
+# The fields of DataConfig that say which text it is; the others say how it is split and tokenized.
+SOURCE_FIELDS = (
+    "corpus", "task_size", "task_examples", "task_line", "category", "max_results", "text_file",
+    "json_field", "hf_dataset", "hf_config", "hf_split", "hf_revision", "hf_column", "chat",
+    "chat_template", "max_bytes", "document_separator",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -211,6 +217,22 @@ class DataConfig:
     def has_source(self) -> bool:
         """Whether a source of text is named; if not, data.sources.corpora takes the default one."""
         return bool(self.corpus or self.text_file or self.hf_dataset or self.chat)
+
+    def without_source(self) -> DataConfig:
+        """The same split and tokenizer, without a text."""
+        defaults: dict[str, Any] = {name: getattr(DataConfig, name) for name in SOURCE_FIELDS}
+        return replace(self, special_tokens=self.used_special_tokens, **defaults)
+
+    def with_source_of(self, other: DataConfig) -> DataConfig:
+        """The text of `other` with this split and tokenizer; what is set here stays."""
+        values: dict[str, Any] = {
+            name: getattr(other, name)
+            for name in SOURCE_FIELDS
+            if getattr(self, name) == getattr(DataConfig, name)
+        }
+        if self.special_tokens == other.used_special_tokens:
+            values["special_tokens"] = other.special_tokens
+        return replace(self, **values)
 
 
 def _is_token(text: str) -> bool:

@@ -187,13 +187,14 @@ def preference_tuning_settings(with_adapters: bool, has_experts: bool) -> dict[s
 
 
 def preference_tuning_config(base: BaseRun, with_adapters: bool) -> RunConfig:
-    """The default config of preference tuning, on the text of the base.
+    """The default config of preference tuning. Dropout and the auxiliary terms are off.
 
-    Dropout and the auxiliary terms are off. The text is that on which forgetting is measured.
+    It names no text, which stands for that of the base (run_inputs.with_base_source).
     """
     config = fine_tuning_config(base, with_adapters)
     settings = preference_tuning_settings(with_adapters, config.model.n_experts > 0)
-    return with_flags(dataclasses.replace(config, data=base.run.config.data), settings)
+    data = base.run.config.data.without_source()
+    return with_flags(dataclasses.replace(config, data=data), settings)
 
 
 def load_best_checkpoint(run: Run, warn: Notify | None = None) -> Checkpoint:

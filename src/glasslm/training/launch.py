@@ -52,7 +52,7 @@ from glasslm.training.outcome import Outcome, make_outcome
 from glasslm.training.plan import describe_preparation, format_plan, length_notes, make_plan
 from glasslm.training.preference.opening import with_pairs_hash
 from glasslm.training.preparation import Preparation
-from glasslm.training.run_inputs import RunInputs, open_run_inputs, with_document_end
+from glasslm.training.run_inputs import RunInputs, open_run_inputs, with_absolute_paths
 from glasslm.training.step_timer import RunLength, fix_length
 from glasslm.training.time_limit import TimeLimit
 from glasslm.training.training_batch import weigh_expert_terms
@@ -96,14 +96,14 @@ def train(
     """
     preparation = Preparation(time.perf_counter(), config.train)
     tracker_names = trackers.parse_trackers(track)
-    config = config.resolve()
+    config = with_absolute_paths(config.resolve())
     if run_dir is not None:
         run_folder.require_new(run_dir)
     config = with_pairs_hash(admit_operations(config))
     inputs = open_run_inputs(config, notify, dataset)
     inputs = inputs.with_old_text(config.model.block_size, notify)
     preparation.end_stage("reading the text")
-    config = with_document_end(config, inputs.dataset)
+    config = inputs.complete(config)
     corpus = inputs.source.name if inputs.source else text_name(config.data)
     if not config.data.has_source:  # run.json names the corpus that was the default
         config = with_flags(config, {"corpus": corpus})

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
+from typing import Any, cast
 
-from glasslm.config.schema import RunConfig
+from glasslm.config.schema import DataConfig, RunConfig
 from glasslm.data.answer_targets import require_whole_examples
+from glasslm.data.chat import dialogues
 from glasslm.data.chat.chat_vocabulary import ChatVocabulary
+from glasslm.data.chat.named_templates import NAMED_TEMPLATES
 from glasslm.data.dataset import Dataset, Split, prepare_dataset, require_enough_tokens
 from glasslm.data.sources import corpora
 from glasslm.data.sources.text_files import Source
 from glasslm.engines.protocol import State
-from glasslm.errors import InputError
+from glasslm.errors import DamagedError, InputError
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.text import Notify
 from glasslm.training.chat_run import open_chat, with_conversations
@@ -35,6 +39,10 @@ class RunInputs:
         old_text = self.base.old_text(block_size, notify) if self.base else None
         return dataclasses.replace(self, old_text=old_text)
 
+    def complete(self, config: RunConfig) -> RunConfig:
+        """`config` with what these inputs decide: its text, and the token that ends documents."""
+        return with_document_end(with_base_source(config, self.base), self.dataset)
+
     def first_weights(self, config: RunConfig) -> State:
         """The first weights of a run of this config, by name."""
         if self.base:
@@ -52,6 +60,38 @@ def require_documents(config: RunConfig) -> None:
             "--document-attention needs documents that end with a token: give --special-tokens "
             "'<|endoftext|>' or --document-separator TEXT, or leave it out"
         )
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """`config` with absolute paths of the pairs, the conversations and their template.
+
+    They are read again from other working folders: by a resume, a verification, a repetition.
+    """
+    data, preference = config.data, config.preference
+    if data.chat and data.chat != dialogues.NAME:
+        data = dataclasses.replace(data, chat=os.path.abspath(data.chat))
+    if data.chat_template and data.chat_template not in NAMED_TEMPLATES:
+        data = dataclasses.replace(data, chat_template=os.path.abspath(data.chat_template))
+    if preference.preferences:
+        path = os.path.abspath(preference.preferences)
+        preference = dataclasses.replace(preference, preferences=path)
+    return dataclasses.replace(config, data=data, preference=preference)
+
+
+def with_base_source(config: RunConfig, base: BaseRun | None) -> RunConfig:
+    """`config` with the source of the base's text, where preference tuning names none.
+
+    Raises InputError where the base has no text.
+    """
+    if base is None or config.data.has_source or not config.preference.is_active:
+        return config
+    base_data = base.run.config.data
+    if not base_data.has_source:
+        raise InputError(
+            f"{base.run.path} has no text of its own, on which forgetting is measured: give some "
+            "text like that which it learned as --text-file PATH"
+        )
+    return dataclasses.replace(config, data=config.data.with_source_of(base_data))
 
 
 def with_document_end(config: RunConfig, dataset: Dataset) -> RunConfig:
@@ -74,9 +114,11 @@ def open_run_inputs(config: RunConfig, notify: Notify, dataset: Dataset | None =
     the text is too short.
     """
     require_documents(config)
-    require_whole_examples(config.data, config.model.block_size)
-    require_tunable(config)
     base = BaseRun(config.train.init_from) if config.train.init_from else None
+    is_base_text = config.preference.is_active and not config.data.has_source
+    config = with_base_source(config, base)
+    require_tunable(config, base.run.config.data if base else None)
+    require_whole_examples(config.data, config.model.block_size)
     if base:
         base.require_fit(config)
         if config.preference.is_active and base.chat_template:
@@ -95,10 +137,27 @@ def open_run_inputs(config: RunConfig, notify: Notify, dataset: Dataset | None =
             raise InputError("the conversations or their template have changed: restore them")
         return RunInputs(opened, None, base, chat)
     source = None
-    if dataset is None:
+    if dataset is None and base and is_base_text:
+        dataset = _open_base_text(config.data, base, notify)
+    elif dataset is None:
         source = corpora.find_source(config.data, notify)
         dataset = prepare_dataset(config.data, source, notify, base.run.tokenizer if base else None)
     # The text of preference tuning is only measured.
     rows = 1 if config.preference.is_active else config.train.batch_size
     require_enough_tokens(dataset, config.model.block_size, rows)
     return RunInputs(dataset, source, base)
+
+
+def _open_base_text(data: DataConfig, base: BaseRun, notify: Notify) -> Dataset:
+    """The text of the base as its run.json records it, split and tokenized as `data` says.
+
+    The names in its config could mean other files here. Raises InputError where the text is gone.
+    """
+    record = cast(dict[str, Any], base.run.record["data"])
+    try:
+        if data == base.run.config.data:
+            return dataclasses.replace(base.run.dataset(notify), facts=record)
+        source = corpora.find_run_source(data, record, notify)
+    except DamagedError as error:
+        raise InputError(f"{error}, or give a text like it as --text-file PATH") from None
+    return prepare_dataset(data, source, notify, base.run.tokenizer)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,13 @@ class ChatSource:
 
     @classmethod
     def reopen(cls, data: DataConfig, facts: Mapping[str, Any]) -> ChatSource:
-        """The source of a run; `facts` is the "data" of its run.json."""
+        """The source of a run; `facts` is the "data" of its run.json, with the path of the file.
+
+        A file that has moved together with the run may still be found by the name in `data`.
+        """
+        recorded = facts["files"][0]["path"]
+        if data.chat != dialogues.NAME and os.path.isfile(recorded):
+            data = replace(data, chat=recorded)
         return cls.open(data, facts["chat"].get("self_facts", {}))
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from glasslm.config.schema import ComputeConfig, PreferenceConfig, RunConfig
+from glasslm.config.schema import ComputeConfig, DataConfig, PreferenceConfig, RunConfig
 from glasslm.data.dataset import Dataset
 from glasslm.data.preference_pairs import PreferencePairs, read_preference_pairs
 from glasslm.engines.factory import make_engine
@@ -24,8 +24,11 @@ from glasslm.training.preference.rewards import make_reward
 ROUTER_LOSSES = ("balance_loss", "router_z_loss")  # of a mixture of experts
 
 
-def require_tunable(config: RunConfig) -> None:
-    """Raise InputError for settings that preference tuning cannot use; others pass."""
+def require_tunable(config: RunConfig, base: DataConfig | None = None) -> None:
+    """Raise InputError for settings that preference tuning cannot use; others pass.
+
+    `base`: the text of the run that is tuned.
+    """
     settings, train = config.preference, config.train
     if not settings.is_active:
         return
@@ -34,7 +37,7 @@ def require_tunable(config: RunConfig) -> None:
         raise InputError(f"{flag} tunes a trained model: use `glasslm finetune RUN {flag} ...`")
     if count_ranks() > 1:
         raise InputError(f"{flag} runs in one process: start it without torchrun")
-    if config.data.chat is not None:
+    if any(data is not None and data.chat is not None for data in (config.data, base)):
         raise InputError(
             f"{flag} writes a prompt without the template of a chat, and the base learned "
             "conversations: tune a base of plain text, which `glasslm finetune --chat` can follow"
