@@ -154,6 +154,23 @@ def test_another_version_of_a_corpus_is_a_note(run: Path, tmp_path: Path) -> Non
     assert (text.verdict, "has changed" in text.message) == ("note", True)
 
 
+@pytest.mark.parametrize(
+    ("source", "path"),
+    [
+        ({"corpus": "task:copy", "text_file": []}, "/gone/from/the/cache.txt"),
+        ({"corpus": "dialogues", "text_file": []}, "/gone/from/the/cache.txt"),
+        ({"chat": "dialogues", "text_file": []}, "dialogues"),
+    ],
+)
+def test_a_generated_text_needs_no_restoring(run: Path, source: Any, path: str) -> None:
+    record = read_json(run / "run.json")
+    record["config"]["data"] |= source
+    record["data"]["files"] = [{"path": path, "bytes": 5, "sha256": "0" * 64}]
+    (run / "run.json").write_bytes(strict_json.json_bytes(record))
+    text = verdicts(run)["text"]
+    assert (text.verdict, text.message.partition(" by")[0]) == ("ok", "generated")
+
+
 def test_what_a_kill_leaves_is_no_damage(run: Path) -> None:
     with open(run / "metrics.jsonl", "ab") as file:
         file.write(b'{"kind": "st')
@@ -237,6 +254,7 @@ def test_adapters_are_verified_beside_the_weights_that_they_adapt(
     assert verdicts(run)["base"].verdict == "damaged"
     shutil.rmtree(run / "base")
     assert verdicts(run)[LAST].verdict == "damaged"
+    assert "base is missing. Cure: restore it" in verdicts(run)["base"].message
 
 
 # -- whether it resumes ----------------------------------------------------------------------------

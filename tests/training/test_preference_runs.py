@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from glasslm.inference.trained_model import load_model
 from glasslm.lab.diagnosis import diagnose
 from glasslm.lab.diagnosis.diagnosis_input import input_from_run
 from glasslm.lab.diagnosis.replay import replay_step
+from glasslm.lab.verification.integrity import examine_run
 from glasslm.lab.verification.resumption import try_resume
 from glasslm.model.parameters import parameter_table
 from glasslm.report import run_report
@@ -31,6 +33,7 @@ from glasslm.runs.metrics import Line, comparable_lines, eval_lines, step_lines,
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch, run_inputs
 from glasslm.training.fine_tuning import BaseRun, preference_tuning_config
+from glasslm.training.merging import merge_run
 from glasslm.training.preference import opening, rewards, warning_signs
 from glasslm.training.preference.objective import encode_pair
 from glasslm.training.preference.rewards import AdditionReward
@@ -238,6 +241,12 @@ def test_settings_that_do_not_fit_are_refused_before_a_run_is_made(
     assert not (tmp_path / "run").exists()
 
 
+def verify_pairs(run: Path) -> tuple[str, bool]:
+    """The verdict on the pairs, and whether the message has their hash."""
+    (part,) = [part for part in examine_run(run) if part.name == "pairs"]
+    return part.verdict, Run(run).config.preference.preferences_sha256 in part.message
+
+
 def test_pairs_that_changed_or_are_too_long_are_refused(
     additions: Path, pairs: Path, tmp_path: Path
 ) -> None:
@@ -247,6 +256,11 @@ def test_pairs_that_changed_or_are_too_long_are_refused(
     copy.write_bytes(pairs.read_bytes().replace(b"7", b"8"))
     with pytest.raises(DamagedError, match=r"pairs\.jsonl has changed since the run began"):
         launch.resume(tmp_path / "run", COMPUTE, notify=ignore_message)
+    assert verify_pairs(tmp_path / "run") == ("damaged", True)
+    copy.unlink()
+    assert verify_pairs(tmp_path / "run") == ("note", True)
+    copy.write_bytes(pairs.read_bytes())
+    assert verify_pairs(tmp_path / "run")[0] == "ok"
     line = {"prompt": "1" * 30, "chosen": "1", "rejected": "2"}
     copy.write_text("\n".join(json.dumps(line | {"prompt": p}) for p in ("1" * 30, "2")))
     with pytest.raises(InputError, match=r"a pair has 32 tokens.*at most 25"):
@@ -308,6 +322,20 @@ def test_base_weights_that_changed_are_refused(additions: Path, tmp_path: Path) 
     path.write_bytes(data)
     with pytest.raises(DamagedError, match="base"):
         launch.resume(run.path, COMPUTE, notify=ignore_message)
+    shutil.rmtree(path.parent)  # all weights are in the checkpoints
+    parts = {part.name: part for part in examine_run(run.path) if part.verdict == "damaged"}
+    assert list(parts) == ["base"]
+    assert "is missing. Cure: restore it from a copy" in parts["base"].message
+
+
+def test_a_merged_run_resumes_from_its_own_weights(
+    additions: Path, pairs: Path, tmp_path: Path
+) -> None:
+    small = {"lora_rank": 2, "batch_size": 4, "max_steps": 1}
+    run = tune(additions, tmp_path / "run", preferences=str(pairs), **small)
+    merged = merge_run(run, tmp_path / "merged", "glasslm merge", ignore_message)
+    assert {part.verdict for part in examine_run(merged)} == {"ok"}
+    assert try_resume(merged, ignore_message).passed
 
 
 def test_the_command_has_the_recipe_and_refuses_a_study(additions: Path, pairs: Path) -> None:

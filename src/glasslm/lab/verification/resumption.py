@@ -165,16 +165,20 @@ def _create_short_run(run: Run, latest: Checkpoint, arrays: dict[str, Array], fo
     optimizer = dataclasses.replace(run.config.optimizer, schedule="constant")
     config = dataclasses.replace(run.config, train=train, optimizer=optimizer)
     record = {name: value for name, value in run.record.items() if name not in ("format", "base")}
+    table = parameter_table(config.model, run.tokenizer.vocab_size)
     with lock_run(folder):
         run_folder.create_run(folder, record | {"config": to_dict(config)}, run.tokenizer.to_json())
         if (run.path / checkpoint.BASE).is_dir():
             shutil.copytree(run.path / checkpoint.BASE, folder / checkpoint.BASE)
+        elif config.preference.is_active and "merged_from" in run.record:
+            # A merge leaves no first weights: the copies are tuned from the merged ones.
+            weights = {name: array for name, array in arrays.items() if name in table}
+            checkpoint.save_base(folder, weights)
         with open(run.path / "metrics.jsonl", "rb") as file:
             files.write_atomic(folder / "metrics.jsonl", file.read(latest.position.metrics_bytes))
         copy = Run(folder)
         loop = _copy_loop_state(latest)
         position = dataclasses.replace(latest.position, best=None, loop=loop.to_json())
-        table = parameter_table(config.model, run.tokenizer.vocab_size)
         state = [
             (name, array) for name, array in arrays.items() if "/" in name or table[name].trained
         ]
