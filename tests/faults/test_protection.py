@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from glasslm import cli, files, strict_json
+from glasslm.cli import resume as resume_command
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.verification import comparison, integrity
 from glasslm.report import run_report
@@ -201,6 +202,9 @@ def test_a_run_that_was_killed_before_its_report_gets_it(
     run_dir = shutil.copytree(finished, tmp_path / "run")
     log = run_dir / "metrics.jsonl"
     results, whole = comparable_results(run_dir, 6), log.read_bytes()
+    outcome = resume_command._outcome_without_report(run_dir)
+    assert outcome is not None
+    assert outcome.elapsed_s == metrics.elapsed_s(Run(run_dir).metrics()) > 0  # of the training
     assert cli.main(["resume", str(run_dir)]) == 0
     assert (run_dir / "report.html").exists()
     assert log.read_bytes() == whole

@@ -1,5 +1,6 @@
 """Whatever is written to metrics.jsonl comes back, as strict JSON, whole lines only."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -108,6 +109,13 @@ def test_a_resumed_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
         path, LINES[2:], start_bytes=until
     )  # what came after the checkpoint is written again
     assert path.read_bytes() == whole
+
+
+def test_a_missing_log_is_not_called_altered(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with pytest.raises(DamagedError, match="is missing: restore it"):
+        metrics.hash_prefix(path, 10, "0" * 64)
+    assert metrics.hash_prefix(path, 0).hexdigest() == hashlib.sha256().hexdigest()
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))

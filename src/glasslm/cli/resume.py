@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 def _outcome_without_report(run_dir: Path) -> Outcome | None:
     """The outcome of a completed run that was killed before its report; None for any other run."""
     from glasslm.runs import checkpoint, protection
-    from glasslm.runs.metrics import COMPLETED_STATUSES
+    from glasslm.runs.metrics import COMPLETED_STATUSES, elapsed_s
     from glasslm.runs.run_folder import Run
     from glasslm.training.outcome import make_outcome
 
@@ -63,4 +63,4 @@ def _outcome_without_report(run_dir: Path) -> Outcome | None:
         return None  # its last checkpoint is made again
     checkpoint.require_identity(latest, run.identity)
     protection.require_unaltered_log(run, [latest])
-    return make_outcome(run, status, None, 0.0)
+    return make_outcome(run, status, None, elapsed_s(run.metrics()))

@@ -234,7 +234,9 @@ def hash_prefix(path: Path, length: int, expected_sha256: str | None = None) -> 
     compared.
     """
     digest, remaining = hashlib.sha256(), length
-    if length and path.exists():
+    if length and not path.exists():
+        raise DamagedError(f"{path} is missing: restore it from a copy")
+    if length:
         with open(path, "rb") as file:
             while remaining and (piece := file.read(min(remaining, 1 << 20))):
                 digest.update(piece)
