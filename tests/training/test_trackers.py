@@ -13,6 +13,7 @@ import shutil
 import signal
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -278,6 +279,36 @@ def test_what_is_not_finite_is_drawn_as_such() -> None:
     numbers = tracker_process.metric_values(line)
     assert numbers["old/bpb"] == 1.5
     assert math.isnan(numbers["old/loss"])
+
+
+@pytest.mark.parametrize("is_tuned", [True, False])
+def test_preference_tuning_has_a_curve_of_all_that_is_held_out(
+    text: Path, tmp_path: Path, is_tuned: bool
+) -> None:
+    """A whole evaluation is no final one there, though those of a text are sampled."""
+    pairs = "pairs.jsonl" if is_tuned else ""
+    config = small_config(text, max_steps=1, batch_size=2, block_size=2, preferences=pairs)
+    run = Run(tmp_path)
+    record = {"data": {"val_tokens": 10_000}}
+    vars(run).update(config=config, record=record)  # as read from run.json
+    measures = {"accuracy": 0.5, "margin": 0.1}
+    line = {"kind": "eval", "split": "val", "step": 1, "loss": 0.6, "bpb": None, "whole": True}
+    line |= {"perplexity": None, "tokens": 9, **({"preference": measures} if is_tuned else {})}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    run_ended = threading.Event()
+    run_ended.set()
+    (followed,) = tracker_process.follow_lines(run, 0, run_ended)
+    values = tracker_process.metric_values(followed)
+    if is_tuned:
+        assert values == {"val/loss": 0.6, "val/accuracy": 0.5, "val/margin": 0.1}
+    else:
+        assert values.keys() == {"whole/loss", "whole/bpb", "whole/perplexity"}
+
+
+def test_the_measures_of_a_step_of_preference_tuning_are_drawn() -> None:
+    line = {"kind": "step", "loss": 0.4, "lr": 1e-3, "grad_norm": 1.0, "preference": {"kl": 0.2}}
+    line["timing"] = {"tokens_per_s": 9.0}
+    assert tracker_process.metric_values(line)["train/kl"] == 0.2
 
 
 def test_a_resumed_run_goes_on_in_the_same_one(text: Path, notebook: Path, tmp_path: Path) -> None:

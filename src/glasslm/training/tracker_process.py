@@ -53,11 +53,13 @@ def metric_values(line: Line) -> dict[str, float]:
     values: dict[str, Any]
     if line["kind"] == "step":
         group, values = "train", {name: line.get(name) for name in ("loss", "lr", "grad_norm")}
-        values |= line.get("auxiliary", {})
+        values |= line.get("auxiliary", {}) | line.get("preference", {})
         values["tokens_per_s"] = timing_of(line)["tokens_per_s"]
     elif line["kind"] == "eval":
-        group = line["split"]
-        values = {name: line.get(name) for name in ("loss", "bpb", "perplexity")}
+        group, measures = line["split"], line.get("preference")
+        # The loss of preference tuning is not that of a text, so it has no bpb and no perplexity.
+        names = ("loss", "bpb", "perplexity") if measures is None else ("loss",)
+        values = {name: line.get(name) for name in names} | dict(measures or {})
     else:
         return {}
     return {f"{group}/{name}": as_float(value) for name, value in values.items()}
@@ -205,9 +207,11 @@ def follow_lines(run: Run, start: int, run_ended: threading.Event) -> Iterator[L
 
     Where the evaluations of a run take a sample of the split, the final one on the whole split, or
     on a larger sample, has the split "whole": it is no point of their curve, and may belong to an
-    earlier step.
+    earlier step. Preference tuning measures all that is held out at each evaluation.
     """
-    sampled_windows = evaluation_windows(run.config, run.record["data"]["val_tokens"])
+    sampled_windows = None
+    if not run.config.preference.is_active:
+        sampled_windows = evaluation_windows(run.config, run.record["data"]["val_tokens"])
     sampled_tokens = (sampled_windows or 0) * run.config.model.block_size
     with open(run.path / "metrics.jsonl", "rb") as file:
         file.seek(start)
