@@ -277,6 +277,21 @@ def test_without_a_limit_the_measurement_never_outlasts_the_training(
     assert fix_length(short, data, costs, 0, 77).final_windows == 77
 
 
+@pytest.mark.parametrize("flags", [{"max_time": "20s"}, {"max_steps": 10}])
+def test_preference_tuning_has_no_final_measurement(
+    flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each evaluation takes all that is held out, however long the text is."""
+    monkeypatch.setattr("glasslm.training.evaluation_windows.SHORT_FLOPS", 0.0)
+    text, costs = dataset(val_tokens=80_001), StepTimer(1.0, 0.1, 0, 0, held_out=0.5)
+    tuned = config(batch_size=4, preferences="pairs.jsonl", **flags)
+    length = fix_length(tuned, text, costs, 0)
+    assert length.final_windows is None
+    assert not [note for note in length_notes(length, 80_001) if "final loss" in note]
+    other = fix_length(config(batch_size=4, **flags), text, costs._replace(held_out=None), 0)
+    assert other.final_windows is not None
+
+
 def test_a_long_run_comes_with_the_flag_that_makes_it_fit() -> None:
     costs = StepTimer(20.0, 0.0, 0, 0)
     hours = fix_length(config(max_steps=1000), dataset(), costs, 0)

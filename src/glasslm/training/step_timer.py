@@ -247,7 +247,9 @@ def fix_length(
         config = with_steps(config, sampler.steps_for(train.epochs))
     elif train.max_time is not None:
         return _fit_time(config, dataset, timer, train.max_time, spent_s, stages)
-    if n_final == "auto":
+    if config.preference.is_active:  # an evaluation takes all that is held out
+        n_final = None
+    elif n_final == "auto":
         n_final = final_windows(config, len(dataset.val.tokens), dataset.tokenizer.vocab_size)
     return RunLength(config, n_final, run_seconds(config, dataset, timer, n_final), timer)
 
@@ -275,10 +277,12 @@ def _fit_time(
     left_s = max(0.0, budget_s - spent_s - report_seconds(timer, budget_s))
     val_tokens = len(dataset.val.tokens)
     n_final: int | None = None
-    if FINAL_PASSES * count_windows(config, val_tokens) * timer.window > FINAL_SHARE * left_s:
+    is_text = not config.preference.is_active  # otherwise an evaluation takes all that is held out
+    final_s = is_text * FINAL_PASSES * count_windows(config, val_tokens) * timer.window
+    if final_s > FINAL_SHARE * left_s:
         n_final = max(0, int(FINAL_SHARE * left_s / (FINAL_PASSES * timer.window)))
     steps = _most_steps(config, dataset, timer, left_s, n_final)
-    if not steps:  # the windows of the evaluations during training must do
+    if not steps and is_text:  # the windows of the evaluations during training must do
         n_final, steps = 0, _most_steps(config, dataset, timer, left_s, 0)
     fitted = with_steps(config, max(1, steps))
     if n_final is not None:
