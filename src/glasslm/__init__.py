@@ -90,6 +90,7 @@ def train(
 
     from glasslm.config.conversion import from_dict, with_flags
     from glasslm.config.schema import ComputeConfig
+    from glasslm.config.unused_flags import refuse_unused_flags
     from glasslm.report import run_report
     from glasslm.text import notify
     from glasslm.training import launch
@@ -104,6 +105,7 @@ def train(
     command = _format_call(arguments)
     preset, defaults = _default_config(preset, flags)
     config = with_flags(defaults, {**flags, **({"ops": os.fspath(ops)} if ops else {})})
+    refuse_unused_flags(flags, config.data, config.preference, config.train.init_from)
     path = Path(run_dir) if run_dir else None
     outcome = launch.train(config, compute, path, preset=preset, command=command, track=track)
     run_report.write_after_training(outcome, notify)
@@ -118,6 +120,8 @@ def _default_config(preset: str | None, flags: dict[str, Any]) -> tuple[str, Run
     from glasslm.text import notify
     from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
 
+    if flags.get("init_from") == "":
+        raise InputError("init_from is empty: give the path or name of a run, or leave it out")
     if not flags.get("init_from"):
         given_fields = {ALIASES.get(name, name) for name in flags}
         limit = flags.get("max_time")

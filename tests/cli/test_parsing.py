@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 import glasslm
-from glasslm.cli import COMMANDS, diagnose, finetune, train
+from glasslm.cli import COMMANDS, ablate, corpus, diagnose, finetune, train
 from glasslm.cli.parsing import choose_recipe, flag_value, parse
 from glasslm.cli.validation import list_arguments
 from glasslm.config.schema import ALIASES, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -157,6 +157,101 @@ def test_max_time_chooses_the_recipe_for_the_command_and_for_the_call() -> None:
 def test_a_preset_beside_a_base_is_refused_by_the_call_as_by_the_command() -> None:
     with pytest.raises(InputError, match="both preset and init_from"):
         glasslm.train(preset="tiny", init_from="runs/none")
+
+
+@pytest.mark.parametrize(
+    ("flags_class", "flag"),
+    [
+        (train.Flags, "--preset"),
+        (train.Flags, "--init-from"),
+        (train.Flags, "--ops"),
+        (train.Flags, "--run-dir"),
+        (finetune.Flags, "--preferences"),
+        (finetune.Flags, "--study"),
+    ],
+)
+def test_an_empty_word_is_not_a_flag_that_was_left_out(flags_class: type, flag: str) -> None:
+    with pytest.raises(InputError, match=f"^{flag} is empty: give it a value, or leave it out$"):
+        parse(flags_class, ["RUN"] * (flags_class is finetune.Flags) + [flag, ""], "glasslm", "")
+
+
+def test_an_empty_base_is_refused_by_the_call_too() -> None:
+    with pytest.raises(InputError, match="init_from is empty"):
+        glasslm.train(init_from="", text_file="book.txt")
+
+
+@pytest.mark.parametrize(
+    ("flags_class", "argv", "message"),
+    [
+        (train.Flags, "--vocab-size 300", "--vocab-size needs --tokenizer bpe"),
+        (train.Flags, "--vocab-size 300 --tokenizer gpt2", "--vocab-size needs --tokenizer bpe"),
+        (ablate.Flags, "--axes norm --vocab-size 300", "--vocab-size needs --tokenizer bpe"),
+        (train.Flags, "--corpus python --category hep-th", "--category needs --corpus arxiv"),
+        (train.Flags, "--max-results 9", "--max-results needs --corpus arxiv"),
+        (
+            train.Flags,
+            "--init-from RUN --tokenizer bpe --vocab-size 300",
+            "no effect on the tokenizer of RUN",
+        ),
+        (finetune.Flags, "RUN --preferences P --kl 0.9", "--kl needs --reward"),
+        (finetune.Flags, "RUN --preferences P --group-size 7", "--group-size needs --reward"),
+        (finetune.Flags, "RUN --text-file T --answer-tokens 7", "--answer-tokens needs --reward"),
+        (finetune.Flags, "RUN --reward names --beta 0.2", "--beta needs --preferences"),
+        (train.Flags, "--tokenizer bpe --vocab-size 300", ""),
+        (train.Flags, "--corpus arxiv --category hep-th --max-results 9", ""),
+        (finetune.Flags, "RUN --preferences P --beta 0.2", ""),
+        (finetune.Flags, "RUN --reward names --kl 0.9 --group-size 7 --answer-tokens 7", ""),
+    ],
+)
+def test_a_flag_without_effect_is_refused(flags_class: type, argv: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+        parse(flags_class, argv.split(), "glasslm", "")
+
+
+def test_a_setting_without_effect_is_refused_by_the_call_too() -> None:
+    with pytest.raises(InputError, match="--vocab-size needs --tokenizer bpe"):
+        glasslm.train(text_file="book.txt", vocab_size=300)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("shakespeare --corpus python", "both shakespeare and --corpus python were given"),
+        ("python --category hep-th", "--category needs --corpus arxiv"),
+        ("shakespeare --text-file x", "both --corpus and --text-file were given"),
+        ("task:copy --corpus python", "--corpus was given twice"),
+    ],
+)
+def test_a_corpus_is_named_once(argv: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        corpus.main(["inspect", *argv.split()])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    ["task:copy --task-size 3", "--task-size 3 task:copy", "--task-size 3 --json task:copy",
+     "--task-size 3 --corpus task:copy"],
+)  # fmt: skip
+def test_a_task_is_named_before_or_after_its_flags(
+    argv: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert corpus.main(["inspect", "--task-examples", "40", *argv.split()]) == 0
+    assert "task:copy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--study rank --lora-rank 4", "--study rank tries several values of --lora-rank"),
+        ("--study targets --lora-targets q,v", "--study targets tries several values"),
+        ("--study rank --json", "--json prints one run"),
+    ],
+)
+def test_a_study_refuses_what_it_varies_or_does_not_print(argv: str, message: str) -> None:
+    words = ["RUN", "--text-file", "new.txt", *argv.split()]
+    flags = parse(finetune.Flags, words, "glasslm finetune", "")
+    with pytest.raises(InputError, match=message):
+        finetune._require_study_flags(flags, words)
 
 
 def test_a_forgotten_path_is_refused() -> None:

@@ -14,6 +14,7 @@ from glasslm.cli.flag_groups import JsonFlag
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.data_config import TASK_PREFIX
 from glasslm.config.schema import Corpus, DataConfig, TextCorpus
+from glasslm.config.unused_flags import refuse_unused_flags
 from glasslm.data.sources import corpora
 from glasslm.data.tasks.catalogue import TASKS
 from glasslm.errors import InputError
@@ -132,6 +133,7 @@ def _get(argv: list[str]) -> int:
     settings = vars(flags) | {"corpus": flags.name}
     del settings["name"]
     data = DataConfig(**settings)
+    refuse_unused_flags(parsing.given_fields(argv), data)
     if not data.has_source:
         raise InputError(
             f"no text was named: choose from {', '.join(corpora.CORPUS_FACTS)}, "
@@ -149,13 +151,20 @@ def _get(argv: list[str]) -> int:
 
 
 def _inspect(argv: list[str]) -> int:
-    if argv and argv[0].startswith(TASK_PREFIX):  # its flags are checked together with it
-        argv = ["--corpus", *argv]
-    flags = parsing.parse(InspectFlags, argv, "glasslm corpus inspect", INSPECT_HELP)
+    flags = parsing.parse(
+        InspectFlags, _with_task_flag(argv), "glasslm corpus inspect", INSPECT_HELP
+    )
     from glasslm.data import corpus_statistics
     from glasslm.data.dataset import prepare_dataset
 
-    data = replace(flags.data, corpus=flags.name) if flags.name else flags.data
+    data = flags.data
+    if flags.name and data.corpus:
+        raise InputError(
+            f"both {flags.name} and --corpus {data.corpus} were given: choose one of them"
+        )
+    if flags.name:
+        data = replace(data, corpus=flags.name)
+    refuse_unused_flags(parsing.given_fields(argv), data)
     source = corpora.find_source(data, notify)
     facts = corpus_statistics.measure_corpus(data, source, prepare_dataset(data, source, notify))
     if flags.json:
@@ -163,6 +172,15 @@ def _inspect(argv: list[str]) -> int:
     else:
         _print_facts(facts)
     return 0
+
+
+def _with_task_flag(argv: list[str]) -> list[str]:
+    """`argv` with --corpus before the name of a task: its flags are checked together with it."""
+    for i, word in enumerate(argv):
+        is_value = i > 0 and argv[i - 1].startswith("--") and argv[i - 1] != "--json"
+        if word.startswith(TASK_PREFIX) and not is_value:
+            return [*argv[:i], "--corpus", *argv[i:]]
+    return argv
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

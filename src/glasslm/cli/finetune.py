@@ -78,9 +78,8 @@ def main(argv: list[str]) -> int:
         )
     config = flags.config
     command = shlex.join(["glasslm", "finetune", *argv])
-    if flags.study and flags.track:
-        raise InputError("--track shows one run, and --study trains several: leave one of them out")
     if flags.study:
+        _require_study_flags(flags, argv)
         from glasslm.lab.studies.adapter_study import run_study
 
         print_result(str(run_study(flags.study, config, flags.compute, flags.run_dir, command)))
@@ -92,6 +91,23 @@ def main(argv: list[str]) -> int:
         config, flags.compute, flags.run_dir, preset=name, command=command, track=flags.track
     )
     return report_outcome(outcome, flags.json)
+
+
+def _require_study_flags(flags: Flags, argv: list[str]) -> None:
+    """Raise InputError for flags that show one run, and for the setting that the study varies."""
+    from glasslm.cli import parsing
+
+    if flags.track:
+        raise InputError("--track shows one run, and --study trains several: leave one of them out")
+    if flags.json:
+        raise InputError(
+            "--json prints one run, and --study trains several: leave one of them out. The study "
+            "writes its numbers into adapters.csv"
+        )
+    varied = {"rank": "lora_rank", "targets": "lora_targets"}.get(flags.study or "", "")
+    if varied in parsing.given_fields(argv):
+        flag = f"--{varied.replace('_', '-')}"
+        raise InputError(f"--study {flags.study} tries several values of {flag}: leave it out")
 
 
 def parse(argv: list[str]) -> Flags:

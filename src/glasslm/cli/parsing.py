@@ -14,6 +14,7 @@ from glasslm.config import recipe
 from glasslm.config.conversion import with_flags
 from glasslm.config.recipe import Recipe
 from glasslm.config.schema import ALIASES, RunConfig
+from glasslm.config.unused_flags import refuse_unused_flags
 from glasslm.errors import GlasslmError, InputError
 
 HELP_FLAGS = frozenset(["-h", "--help", "--help-all"])
@@ -30,10 +31,12 @@ def parse(
     """`argv` as an instance of `flags_class`, a frozen dataclass; --help and --help-all end it.
 
     `default` holds the value of every flag that is not given. Raises InputError, in one line, for
-    an unknown flag, a setting given twice, and a value that is missing or out of range.
+    an unknown flag, a setting given twice, a value that is missing or out of range, and a setting
+    without effect.
     """
     import tyro
 
+    from glasslm.cli.flag_groups import ConfigFlags
     from glasslm.cli.help_text import format_help
     from glasslm.cli.validation import check_words, list_arguments
 
@@ -45,7 +48,7 @@ def parse(
     defaults = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            return tyro.cli(
+            flags = tyro.cli(
                 flags_class,
                 prog=program,
                 description="",
@@ -57,6 +60,10 @@ def parse(
         if not exit_request.code:
             raise
         raise _find_cause(exit_request, program) from None
+    if isinstance(flags, ConfigFlags):
+        given, init_from = given_fields(argv), flags.train.init_from
+        refuse_unused_flags(given, flags.data, flags.preference, init_from)
+    return flags
 
 
 def _find_cause(exit_request: SystemExit, program: str) -> GlasslmError:

@@ -51,6 +51,9 @@ SYNONYMS = {
     "length": "max_new_tokens", "temp": "temperature", "n": "num_samples",
     "num_return_sequences": "num_samples", "format": "to",
 }  # fmt: skip
+# Files, runs and names: an empty one, as of a variable of the shell that is not set, would count as
+# a flag that was left out.
+NEVER_EMPTY = frozenset(["preset", "init_from", "preferences", "ops", "track", "study", "run_dir"])
 MIN_SIMILARITY = 0.75  # of a flag that an error suggests, between 0 and 1
 
 _FLAG = re.compile(r"--|-+[A-Za-z]")
@@ -94,6 +97,8 @@ class Argument:
         """Raise InputError, which calls the argument `label`, for a value of another type."""
         if value == "None" and self.accepts_none:
             return
+        if not value and self.name in NEVER_EMPTY:
+            raise InputError(f"{label} is empty: give it a value, or leave it out")
         if get_origin(self.kind) is Literal:
             is_valid = value in map(str, get_args(self.kind))
         else:
