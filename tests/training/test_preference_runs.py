@@ -259,6 +259,8 @@ def test_pairs_that_changed_or_are_too_long_are_refused(
     assert verify_pairs(tmp_path / "run") == ("damaged", True)
     copy.unlink()
     assert verify_pairs(tmp_path / "run") == ("note", True)
+    with pytest.raises(DamagedError, match=r"are missing or have changed: .*pairs\.jsonl"):
+        launch.resume(tmp_path / "run", COMPUTE, notify=ignore_message)
     copy.write_bytes(pairs.read_bytes())
     assert verify_pairs(tmp_path / "run")[0] == "ok"
     line = {"prompt": "1" * 30, "chosen": "1", "rejected": "2"}

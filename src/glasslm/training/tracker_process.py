@@ -53,7 +53,7 @@ def metric_values(line: Line) -> dict[str, float]:
     values: dict[str, Any]
     if line["kind"] == "step":
         group, values = "train", {name: line.get(name) for name in ("loss", "lr", "grad_norm")}
-        values |= line.get("auxiliary", {}) | line.get("preference", {})
+        values |= {**line.get("auxiliary", {}), **line.get("preference", {})}
         values["tokens_per_s"] = timing_of(line)["tokens_per_s"]
     elif line["kind"] == "eval":
         group, measures = line["split"], line.get("preference")

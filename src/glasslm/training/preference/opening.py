@@ -98,7 +98,14 @@ def make_objective(
     """
     settings, tokenizer = config.preference, dataset.tokenizer
     if settings.reward is None:
-        pairs = _read_pairs(config)
+        try:
+            pairs = _read_pairs(config)
+        except InputError as error:
+            if not settings.preferences_sha256:
+                raise
+            raise DamagedError(
+                f"the pairs of this run are missing or have changed: {error}"
+            ) from None
         if settings.preferences_sha256 not in ("", pairs.sha256):
             raise DamagedError(
                 f"{settings.preferences} has changed since the run began: its sha256 was "
