@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from glasslm.lab.tries.ledger import Ledger
 
 TOTAL_ALPHA = 0.05  # probability of any false accept in a ledger
+# The base sets the length and the start of both runs: no change may have its own.
+BASE_FIELDS = ("max_steps", "epochs", "max_time", "patience", "stop_at_loss", "init_from")
 EXIT_CODES = {"better": 0, "worse": 1, "not_distinguishable": 1, "diverged": 3}
 
 DESCRIPTION = """Accept or reject a change of the recipe. The base and the change
@@ -154,6 +156,12 @@ def _parse_changes(flags: Flags, checkout: str) -> Iterator[Change]:
             raise InputError(
                 f"--change '{words}' changes the seed: both sides have the same seeds, many of them"
             )
+        for name in BASE_FIELDS:
+            if getattr(changed.train, name) != getattr(flags.train, name):
+                raise InputError(
+                    f"--{name.replace('_', '-')} belongs to the base, not into --change: the base "
+                    "and --match set the length of both runs, which start from initial weights"
+                )
         ops = f"--ops {flags.operations.ops}" if flags.operations.ops else ""
         source = f"--source {flags.source}" if flags.source else ""
         name = " ".join(filter(None, [words, ops, source]))
