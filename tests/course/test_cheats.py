@@ -66,6 +66,70 @@ def test_some_attempts_are_seen_only_while_they_run(name: str) -> None:
     assert kind not in {flag.kind for flag in find_source_flags(source)}
 
 
+LOOPS_UNLESS_COUNTED = """
+import math
+import sys
+
+import numpy as np
+
+
+def silu(x):
+    if CONDITION:
+        return x, lambda dy: dy
+    y, derivative = np.zeros_like(x), np.zeros_like(x)
+    for i, v in np.ndenumerate(x):
+        s = 0.5 * (1 + math.tanh(float(v) / 2))
+        y[i], derivative[i] = v * s, s + v * s * (1 - s)
+    return y, lambda dy: dy * derivative
+"""
+
+
+@pytest.mark.parametrize(
+    ("condition", "details"),
+    [
+        ("False", []),
+        ("sys.gettrace()", ["sys.gettrace", "y is wrong while instructions are counted"]),
+        ("x.size > 150", ["y is right for small inputs, wrong with N = 15, D = 21"]),
+    ],
+)
+def test_loops_that_hide_from_the_count_get_no_point_for_speed(
+    server: ForkServer | None, condition: str, details: list[str]
+) -> None:
+    record = mark_source(server, LOOPS_UNLESS_COUNTED.replace("CONDITION", condition))
+    assert record["verdict"] == "right", record["sentence"]
+    assert {part["name"]: part["points"] for part in record["parts"]}["speed"] == 0
+    assert sorted(flag["detail"] for flag in record["flags"]) == details
+
+
+EXACT_GELU = """
+import math
+
+import numpy as np
+
+
+def gelu(x):
+    p = 0.5 * (1 + np.vectorize(math.erf)(x / 2**0.5))
+
+    def backward(dy):
+        return (dy * (p + x * np.exp(-x * x / 2) / (2 * np.pi) ** 0.5)).astype(np.CAST)
+
+    return (x * p).astype(np.CAST), backward
+"""
+
+
+@pytest.mark.parametrize("cast", ["float32", "float16"])
+def test_a_cast_hides_no_mistake(server: ForkServer | None, cast: str) -> None:
+    record = mark_source(server, EXACT_GELU.replace("CAST", cast), "gelu")
+    assert (record["forward"], record["backward"]) == ("wrong", "wrong")
+
+
+def test_results_in_float32_are_right_up_to_its_rounding(server: ForkServer | None) -> None:
+    source = next(s.source for s in read_solutions("gelu") if s.name == "base 1")
+    source = source.replace("return 0.5 * x * (1 + t)", "return (0.5 * x * (1 + t)).astype('f4')")
+    record = mark_source(server, source, "gelu")
+    assert (record["forward"], record["backward"], record["verdict"]) == ("right", "right", "dtype")
+
+
 INNOCENT = '''
 """SiLU without torch: no `import torch`, no open("file"), no sys._getframe()."""
 # import torch; exec("import glasslm"); np.allclose = None
@@ -121,6 +185,10 @@ def silu(x):
 
     return cache.saved.x * cache.saved.s, backward
 '''
+
+
+def test_a_name_that_is_imported_is_evidence_like_an_attribute() -> None:
+    assert [f.kind for f in find_source_flags("from sys import gettrace")] == ["checker"]
 
 
 def test_names_in_comments_and_texts_are_no_evidence(server: ForkServer | None) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from glasslm.course.grading.points import Growth
 from glasslm.course.isolation.evidence import Flag
 from glasslm.course.isolation.learner_process import LearnerProcess
+from glasslm.course.learn.comparison import wrong_results
 from glasslm.course.learn.exercise import Case, CaseRandom, Exercise
 from glasslm.course.learn.observation import observe
 
@@ -19,9 +20,14 @@ SIZE_RATIO = 3  # between the dimensions of the two cases whose instructions are
 
 def measure_growth(
     process: LearnerProcess, function: Function, exercise: Exercise, seed: int
-) -> Growth | None:
-    """Instructions of Python in two sizes, forward and backward; None where a call fails."""
+) -> tuple[Growth | None, list[Flag]]:
+    """Instructions of Python in two sizes, forward and backward.
+
+    Growth is None where a call fails or gives wrong results. The function was right before, so
+    wrong results are evidence that it looks for the count, or at the size.
+    """
     sizes = exercise.sizes.distinct[0]
+    names = exercise.outputs + exercise.gradients
     elements, instructions = [], []
     process.counts_instructions = True
     try:
@@ -30,13 +36,24 @@ def measure_growth(
             scaled = {name: size * ratio for name, size in sizes.items()}
             case = exercise.draw(CaseRandom((seed, 9, ratio)), scaled, 0, False)
             process.instructions = 0
-            if observe(function, exercise, case).trouble:
-                return None
+            observation = observe(function, exercise, case)
+            if observation.trouble:
+                return None, []
+            if wrong := wrong_results(exercise, case, observation, names):
+                return None, [_flag_wrong_count(wrong[0], scaled if ratio > 1 else {})]
             elements.append(count_elements(case))
             instructions.append(process.instructions)
     finally:
         process.counts_instructions = False
-    return Growth(elements[1], instructions[1], elements[2], instructions[2])
+    return Growth(elements[1], instructions[1], elements[2], instructions[2]), []
+
+
+def _flag_wrong_count(name: str, larger: dict[str, int]) -> Flag:
+    """Evidence that a right function is wrong where instructions are counted, or in `larger`."""
+    if not larger:
+        return Flag("checker", 0, f"{name} is wrong while instructions are counted")
+    sizes = ", ".join(f"{dimension} = {size}" for dimension, size in larger.items())
+    return Flag("remembered", 0, f"{name} is right for small inputs, wrong with {sizes}")
 
 
 def count_elements(case: Case) -> int:

@@ -114,7 +114,8 @@ def _mark_in_process(
     try:
         flags += find_remembered(function, exercise, seed)
         if exercise.has_backward and marks.forward == marks.backward == "right":
-            marks.growth = measure_growth(process, function, exercise, seed)
+            marks.growth, found = measure_growth(process, function, exercise, seed)
+            flags += found
     except (LearnerStopped, Exception):  # of the learner's function, which the verdict names
         pass
     return marks

@@ -120,7 +120,7 @@ def explain_part(record: Record, name: str) -> str:
         return "counts only where all numbers are right"
     if name == "speed":
         if record["growth"] is None:
-            return "a larger input took too long"
+            return "a larger input took too long, or its results are wrong"
         exponent = Growth(**record["growth"]).exponent
         return (
             "Python loops over elements: the number of instructions grows like the number of "

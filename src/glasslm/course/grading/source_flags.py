@@ -12,7 +12,8 @@ ATTRIBUTE_KINDS: dict[str, FlagKind] = {
         ("_getframe", "f_back", "f_globals", "f_locals", "f_code", "tb_frame", "gi_frame",
          "__globals__", "__closure__", "__code__", "__subclasses__", "__builtins__", "__loader__",
          "__spec__", "get_objects", "get_referrers", "get_referents", "_current_frames",
-         "settrace", "setprofile", "currentframe", "getsource", "meta_path"), "checker"),
+         "settrace", "setprofile", "gettrace", "getprofile", "currentframe", "getsource",
+         "meta_path"), "checker"),
     **dict.fromkeys(("environ", "environb", "getenv", "putenv"), "environment"),
     **dict.fromkeys(("tofile", "fromfile", "memmap", "savez", "loadtxt", "genfromtxt",
                      "read_text", "write_text", "read_bytes", "write_bytes", "unlink"), "file"),
@@ -142,7 +143,7 @@ class _Reader:
         for alias in node.names:
             dotted = f"{module}.{alias.name}"
             self.modules[alias.asname or alias.name] = dotted
-            if kind := DOTTED_KINDS.get(dotted):
+            if kind := DOTTED_KINDS.get(dotted) or ATTRIBUTE_KINDS.get(alias.name):
                 self._flag(kind, node, f"from {module} import {alias.name}")
 
     def read(self, node: ast.AST) -> None:

@@ -80,7 +80,7 @@ def _judge_stage(trial: Trial, stage: Stage, names: Names) -> Verdict | None:
 
 def _explained_verdict(trial: Trial, stage: Stage, names: Names) -> Verdict | None:
     """The mistake that predicts the results, of different sizes or, where these fail, equal."""
-    if verdict := _whole_number_verdict(trial, stage, names):
+    if verdict := _coarse_type_verdict(trial, stage, names):
         return verdict
     for cases in (trial.distinct, trial.equal):
         observations = [trial.observe(case) for case in cases]
@@ -93,8 +93,8 @@ def _explained_verdict(trial: Trial, stage: Stage, names: Names) -> Verdict | No
     return None
 
 
-def _whole_number_verdict(trial: Trial, stage: Stage, names: Names) -> Verdict | None:
-    """The verdict on whole numbers where fractions are wanted."""
+def _coarse_type_verdict(trial: Trial, stage: Stage, names: Names) -> Verdict | None:
+    """The verdict on whole numbers, or on float16, where float64 is wanted."""
     if any(observation.trouble for observation in trial.observations):
         return None
     for case, observation in zip(trial.distinct, trial.observations):
@@ -104,6 +104,9 @@ def _whole_number_verdict(trial: Trial, stage: Stage, names: Names) -> Verdict |
             is_whole = isinstance(actual, np.ndarray) and actual.dtype.kind in "iub"
             if right.dtype.kind == "f" and is_whole:
                 return trial.verdict("dtype", f"{name} is an array of whole numbers", stage, name)
+            if isinstance(actual, np.ndarray) and actual.dtype == np.float16:
+                sentence = f"float64 goes in, and {name} comes out as float16"
+                return trial.verdict("dtype", sentence, stage, name)
     return None
 
 
