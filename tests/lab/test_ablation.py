@@ -34,6 +34,7 @@ from glasslm.lab.studies.sweep import Runner
 from glasslm.lab.studies.trial_results import TrialResult
 from glasslm.report import figures
 from glasslm.runs.run_folder import Run
+from glasslm.text import ignore_message
 from glasslm.training.step_timer import StepTimer
 from small_runs import read_json, small_config, write_text
 
@@ -283,6 +284,17 @@ def test_a_budget_fixes_the_steps_and_one_that_is_too_small_is_refused(
         assert steps(named, seeds, rates) >= ablation.MIN_STEPS
         with pytest.raises(InputError, match="give --budget"):
             steps(f"{0.8 * parse_duration(named)}s", seeds, rates)
+
+
+@pytest.mark.parametrize("margin", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_margin_that_no_difference_lies_within_is_refused_before_the_plan(
+    tmp_path: Path, margin: float
+) -> None:
+    config = small_config(write_text(tmp_path / "text.txt"), d_model=16, n_layers=1)
+    spec = AblationSpec(("depth=2",), margin=margin)
+    with pytest.raises(InputError, match=r"margin is .*: expected more than 0 nats"):
+        ablation.plan(config, spec, Runner(COMPUTE), tmp_path / "study", ignore_message)
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.usefixtures("trials_in_this_process", "no_figures")

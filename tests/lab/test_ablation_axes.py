@@ -11,7 +11,14 @@ import pytest
 from glasslm.config.conversion import to_dict
 from glasslm.config.schema import ModelConfig, OptimizerConfig, RunConfig
 from glasslm.errors import InputError
-from glasslm.lab.studies.ablation_axes import AXES, Variant, find_axis, match_budget, variants
+from glasslm.lab.studies.ablation_axes import (
+    AXES,
+    Variant,
+    find_axis,
+    list_variants,
+    match_budget,
+    variants,
+)
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import parameter_table
 from small_runs import small_config
@@ -106,6 +113,19 @@ def test_what_is_said_to_be_equal_is() -> None:
     (wide,) = variants(["width=128"], start)
     by_depth = match_budget(wide.config, start, "parameters", V, lambda config: 1.0)
     assert (by_depth.model.d_model, by_depth.model.n_layers) == (128, 1)
+
+
+def test_values_that_cannot_have_equal_parameters_are_left_out_with_a_note() -> None:
+    notes: list[str] = []
+    planned = list_variants(["width=128/256"], base(), "parameters", V, notes.append)
+    assert [variant.value for variant in planned] == ["128"]
+    assert notes == [
+        "note: width 256 is left out: with --match parameters it has 808,704 parameters at best, "
+        "and the baseline 214,848"
+    ]
+    assert len(list_variants(["width=128/256"], base(), "tokens", V, notes.append)) == 2
+    with pytest.raises(InputError, match="no value of --axes can have as many parameters"):
+        list_variants(["width=256"], base(), "parameters", V, notes.append)
 
 
 def test_a_variant_is_named_for_a_folder() -> None:

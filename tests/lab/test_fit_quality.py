@@ -154,3 +154,20 @@ def test_the_command_says_the_verdict_first_and_exits_by_it(
     for words in (["--predict", "1,x"], ["--predict", "5"], ["--law", "1,2"]):
         assert cli.main(["scale", "--fit", good, *words]) == 2
     assert cli.main(["scale", "--plan", "1e15", "--law", "1,2,3,4,5"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "1m", "--plan", "0"], "--plan is 0.0: expected FLOPs above 0"),
+        (["--budget", "1m", "--delta", "inf"], "--delta is for --fit TABLE: give both"),
+        (["--fit", "runs.csv", "--workers=2"], "--fit does not read --workers"),
+        (["--fit", "runs.csv", "--no-bias"], "--fit does not read --no-bias"),
+        (["--plan", "1e15", "--out", "study"], "--plan does not read --out"),
+    ],
+)
+def test_flags_that_would_be_refused_or_ignored_later_are_refused_first(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["scale", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -137,6 +137,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "better by 0.0502 nats" in capsys.readouterr().out
     assert cli.main(["ablate", "--fit", path, "--baseline", "x"]) == 2
     assert cli.main(["ablate", "--baseline", "x"]) == 2
+    capsys.readouterr()
+    assert cli.main(["ablate", "--fit", path, "--out", "study", "--margin", "1"]) == 2
+    assert "--fit does not read --out: leave one of them out" in capsys.readouterr().err
 
 
 WAYS = {

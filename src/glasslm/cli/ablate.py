@@ -44,6 +44,8 @@ Examples:
   glasslm ablate --fit losses.csv    the losses of another program, by seed
   glasslm ablate --axes optimizer --rates 0.3/1/3 --runner ray"""
 
+FIT_FLAGS = {"--fit", "--columns", "--baseline", "--margin", "--measure", "--json"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(RecipeFlags):
@@ -85,12 +87,15 @@ class Flags(RecipeFlags):
 
 
 def main(argv: list[str]) -> int:
+    from glasslm.cli.parsing import find_unread
     from glasslm.lab.studies import ablation, ablation_report
     from glasslm.runs import run_folder
 
     flags = parse(argv)
     if flags.fit is not None:
         require(flags.measure == "loss", "--measure", flags.measure, "loss with --fit")
+        if unread := find_unread(argv, FIT_FLAGS):
+            raise InputError(f"--fit does not read {unread}: leave one of them out")
         return _judge_table(flags, flags.fit)
     for name in ("columns", "baseline"):
         if getattr(flags, name):

@@ -123,6 +123,8 @@ def parse(argv: list[str]) -> Flags:
 
 def _refuse_unread(flags: Flags, argv: list[str]) -> None:
     """Raise InputError for a flag that --replay, --curve or --cookbook would ignore."""
+    from glasslm.cli.parsing import find_unread
+
     if flags.replay is not None and flags.run is None:
         raise InputError("--replay needs a run: glasslm diagnose RUN --replay STEP")
     for name in ("columns", "against"):
@@ -139,14 +141,9 @@ def _refuse_unread(flags: Flags, argv: list[str]) -> None:
         for part in parts
         for config_field in dataclasses.fields(part)
     }
-    typed_flags = [
-        word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")
-    ]
-    ignored = [flag for flag in typed_flags if flag.replace("--no-", "--") not in read_flags]
-    if flags.run is not None or ignored:
-        raise InputError(
-            f"{mode} does not read {ignored[0] if ignored else 'RUN'}: leave one of them out"
-        )
+    unread = find_unread(argv, read_flags)
+    if flags.run is not None or unread:
+        raise InputError(f"{mode} does not read {unread or 'RUN'}: leave one of them out")
 
 
 def _diagnose(run_dir: Path | None, flags: Flags) -> int:

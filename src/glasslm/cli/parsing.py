@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,6 +93,16 @@ def given_fields(argv: list[str]) -> set[str]:
     names = {word[2:].replace("-", "_") for word in words}
     names |= {name.removeprefix("no_") for name in names}
     return {ALIASES.get(name, name) for name in names}
+
+
+def find_unread(argv: list[str], read_flags: Collection[str]) -> str | None:
+    """The first flag of `argv` that is not among `read_flags`; None if all are.
+
+    >>> find_unread(["--fit", "runs.csv", "--out=x"], {"--fit", "--json"})
+    '--out'
+    """
+    words = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
+    return next((word for word in words if word.replace("--no-", "--") not in read_flags), None)
 
 
 def require_png(flag: str, path: Path | None) -> None:

@@ -14,7 +14,7 @@ from glasslm.cli.flag_groups import REFUSED_IN_STUDIES, JsonFlag, RecipeFlags
 from glasslm.cli.study_flags import RunnerFlags
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
-from glasslm.errors import InputError
+from glasslm.errors import InputError, require
 from glasslm.lab.studies.measures import MeasureName
 from glasslm.lab.tables.numbers import parse_number
 from glasslm.runs.metrics import to_json_types
@@ -45,6 +45,9 @@ Examples:
   glasslm scale --fit runs.csv --predict 1e9,2e10
   glasslm scale --plan 1e15
   glasslm scale --fit runs.csv --plan 1e15"""
+
+PLAN_FLAGS = {"--plan", "--measure", "--json"}  # without --budget or --fit
+FIT_FLAGS = PLAN_FLAGS | {"--fit", "--columns", "--delta", "--tie", "--law", "--predict", "--out"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,35 +86,17 @@ class Flags(RecipeFlags):
 
 
 def main(argv: list[str]) -> int:
-    from glasslm.cli.parsing import given_fields
     from glasslm.lab.scaling import fit_report
     from glasslm.lab.scaling.analysis import to_json
     from glasslm.lab.scaling.fixed_law import parse_law
     from glasslm.lab.scaling.plan import plan_compute
 
     flags = parse(argv)
-    if "max_steps" in given_fields(argv):
-        raise InputError(
-            "--max-steps does not work here, where each size has the steps that its share of "
-            "--budget allows: leave it out"
-        )
-    if flags.budget is not None and flags.fit is not None:
-        raise InputError("both --budget and --fit were given: choose one of them")
-    if flags.measure != "loss" and flags.budget is None:
-        raise InputError("--measure is for a ladder: give --budget as well, or leave it out")
-    if flags.fit is None:
-        for name in ("columns", "law", "tie"):
-            if getattr(flags, name):
-                raise InputError(f"--{name} is for --fit TABLE: give both")
-        if flags.predict and flags.budget is None:
-            raise InputError("--predict needs a fit: give --fit TABLE or --budget as well")
-    if flags.budget is None and flags.fit is None and flags.plan is None:
-        raise InputError(
-            "nothing to do: give --budget TIME, --fit TABLE.csv, --plan FLOPS, or two of them"
-        )
+    _require_mode(flags, argv)
     # Errors in them are told before the work, which may take hours.
     predictions = [_parse_prediction(text) for text in flags.predict]
     law = parse_law(flags.law) if flags.law is not None else None
+    require(flags.plan is None or 0 < flags.plan < math.inf, "--plan", flags.plan, "FLOPs above 0")
     facts: dict[str, Any] = {}
     paragraphs: list[str] = []
     analysis: Analysis | None = None
@@ -139,6 +124,36 @@ def main(argv: list[str]) -> int:
     print_result(json.dumps(to_json_types(facts)) if flags.json else "\n\n".join(paragraphs))
     is_bad = analysis is not None and analysis.quality.verdict in ("doubtful", "worthless")
     return 1 if is_bad and flags.fit is not None else 0  # a ladder that was trained is done
+
+
+def _require_mode(flags: Flags, argv: list[str]) -> None:
+    """Raise InputError for flags that do not go together, or that would be ignored."""
+    from glasslm.cli.parsing import find_unread, given_fields
+
+    given = given_fields(argv)
+    if "max_steps" in given:
+        raise InputError(
+            "--max-steps does not work here, where each size has the steps that its share of "
+            "--budget allows: leave it out"
+        )
+    if flags.budget is not None and flags.fit is not None:
+        raise InputError("both --budget and --fit were given: choose one of them")
+    if flags.measure != "loss" and flags.budget is None:
+        raise InputError("--measure is for a ladder: give --budget as well, or leave it out")
+    if flags.fit is None:
+        for name in ("columns", "law", "tie", "delta"):
+            if name in given:
+                raise InputError(f"--{name} is for --fit TABLE: give both")
+        if flags.predict and flags.budget is None:
+            raise InputError("--predict needs a fit: give --fit TABLE or --budget as well")
+    if flags.budget is None and flags.fit is None and flags.plan is None:
+        raise InputError(
+            "nothing to do: give --budget TIME, --fit TABLE.csv, --plan FLOPS, or two of them"
+        )
+    if flags.budget is None:
+        mode, read_flags = ("--plan", PLAN_FLAGS) if flags.fit is None else ("--fit", FIT_FLAGS)
+        if unread := find_unread(argv, read_flags):
+            raise InputError(f"{mode} does not read {unread}: leave one of them out")
 
 
 def _further_questions(

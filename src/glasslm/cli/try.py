@@ -228,16 +228,16 @@ def _measure_final(flags: Flags) -> int:
     return 0 if facts["verdict"] == "better" else 1
 
 
-def _refuse_unread(argv: Sequence[str]) -> None:
+def _refuse_unread(argv: list[str]) -> None:
     """Raise InputError for a flag that --final would ignore: its runs are trained already."""
+    from glasslm.cli.parsing import find_unread
+
     read_flags = {"--final", "--ledger", "--json", *(
         "--" + field.name.replace("_", "-") for field in dataclasses.fields(DeviceConfig)
     )}  # fmt: skip
-    typed = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
-    ignored = [flag for flag in typed if flag.replace("--no-", "--") not in read_flags]
-    if ignored:
+    if unread := find_unread(argv, read_flags):
         raise InputError(
-            f"--final measures the runs of the last accepted try, so {ignored[0]} has no effect: "
+            f"--final measures the runs of the last accepted try, so {unread} has no effect: "
             "leave it out"
         )
 

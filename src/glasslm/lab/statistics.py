@@ -226,7 +226,7 @@ def compare_losses(
     runs, or, for pairs, not one of each for every seed.
     """
     require(min(len(variant), len(baseline)) > 0, "the number of runs", 0, "at least one of each")
-    require(margin is None or 0 < margin < math.inf, "margin", margin, "more than 0 nats, or none")
+    require_margin(margin)
     if paired:
         _require_pairs(variant, baseline)
     n, diverged, baseline_diverged = (
@@ -256,6 +256,11 @@ def compare_losses(
         detectable=estimate.detectable_difference(POWER, alpha / family),
         unit=unit,
     )  # fmt: skip
+
+
+def require_margin(margin: float | None) -> None:
+    """Raise InputError for a margin that no difference could lie within."""
+    require(margin is None or 0 < margin < math.inf, "margin", margin, "more than 0 nats, or none")
 
 
 Kind = Literal["better", "worse", "same", "not distinguishable", "diverged", "not tested"]

@@ -18,14 +18,14 @@ from glasslm.config.conversion import from_dict, to_dict, with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.config.units import parse_duration, round_up_duration
 from glasslm.errors import InputError
-from glasslm.lab.statistics import Comparison, Verdict, judge_family
+from glasslm.lab.statistics import Comparison, Verdict, judge_family, require_margin
 from glasslm.lab.studies import measures, sweep
 from glasslm.lab.studies.ablation_axes import (
     AXES,
     Match,
     Variant,
+    list_variants,
     match_budget,
-    skipped_values,
     variants,
 )
 from glasslm.lab.studies.ablation_budget import (
@@ -53,7 +53,7 @@ from glasslm.lab.studies.trial_results import TrialResult, read_trial
 from glasslm.model.parameters import parameter_table
 from glasslm.runs.blas import warn_of_slow_kernel
 from glasslm.runs.metrics import to_json_types
-from glasslm.text import Notify, format_duration, plural
+from glasslm.text import Notify, format_duration, ignore_message, plural
 
 BASELINE = "baseline"
 MIN_STEPS = 30  # of the baseline, for a budget of time
@@ -145,6 +145,7 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
     has other flags.
     """
     measures.require_measure(spec.measure, base)
+    require_margin(spec.margin)
     flags = to_json_types([to_dict(base), spec.settings])
     if saved := load_or_extend(study, flags, notify):
         return _restore_plan(saved, spec)
@@ -156,9 +157,7 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
         raise InputError("nothing varies: give --axes, of " + ", ".join(AXES))
     base, dataset = prepare_recipe(base, notify)
     V = dataset.tokenizer.vocab_size
-    planned = _list_variants(spec, base)
-    for line in skipped_values(spec.axes, base):
-        notify(f"note: {line}")
+    planned = _list_variants(spec, base, V, notify)
     configs = [base, *(variant.config for variant in planned)]
     largest = max(configs, key=lambda config: sweep.run_flops(config, V))
     compute = resolve_compute(runner.compute, largest, V)
@@ -184,7 +183,7 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
                 match_budget(variant.config, base, spec.match, V, step_seconds)
             )
         )
-        for variant in _list_variants(spec, base)
+        for variant in _list_variants(spec, base, V, ignore_message)
     ]
     # Another version of glasslm may not know how to take a sample.
     measured_tokens = None if spec.against is not None else final_tokens(base, dataset)
@@ -199,9 +198,9 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
     return Plan(base, planned, spec, V, compute, measured_tokens)
 
 
-def _list_variants(spec: AblationSpec, base: RunConfig) -> list[Variant]:
+def _list_variants(spec: AblationSpec, base: RunConfig, V: int, notify: Notify) -> list[Variant]:
     """The variants of the axes, and the other version of glasslm with the baseline's config."""
-    planned = variants(spec.axes, base)
+    planned = list_variants(spec.axes, base, spec.match, V, notify)
     if spec.against is not None:
         name = version_name(Path(spec.against, "src", "glasslm"))
         planned.append(Variant(VERSION_AXIS, name, base, str(Path(spec.against).absolute())))

@@ -21,7 +21,7 @@ from glasslm.engines.operations import admit_operations
 from glasslm.errors import InputError
 from glasslm.model.flops import flops_per_token
 from glasslm.model.parameters import parameter_table
-from glasslm.text import suggest_name
+from glasslm.text import Notify, suggest_name
 
 Match = Literal["tokens", "flops", "time", "parameters"]
 MATCH_LABELS: dict[Match, str] = {
@@ -33,6 +33,7 @@ MATCH_LABELS: dict[Match, str] = {
 
 MAX_MATCHED_LAYERS = 64
 MAX_MATCHED_WIDTH_RATIO = 4
+MAX_MATCHED_ERROR = 0.15  # of the number of parameters, which changes in steps
 
 
 class Variant(NamedTuple):
@@ -237,6 +238,33 @@ def skipped_values(axes: Sequence[str], base: RunConfig) -> list[str]:
     return messages
 
 
+def list_variants(
+    axes: Sequence[str], base: RunConfig, match: Match, vocab_size: int, notify: Notify
+) -> list[Variant]:
+    """The variants of the axes, without those whose parameters cannot equal the baseline's.
+
+    `notify` gets a note on each value that is left out. Raises InputError if none remains.
+    """
+    for line in skipped_values(axes, base):
+        notify(f"note: {line}")
+    planned = variants(axes, base)
+    if match != "parameters" or not planned:
+        return planned
+    matched = []
+    for variant in planned:
+        try:
+            _match_parameters(variant.config, base, vocab_size)
+            matched.append(variant)
+        except InputError as error:
+            notify(f"note: {variant.axis} {variant.value} is left out: {error}")
+    if not matched:
+        raise InputError(
+            "--match parameters: no value of --axes can have as many parameters as the baseline. "
+            "Give values nearer to it, or another --match"
+        )
+    return matched
+
+
 def match_budget(
     variant: RunConfig,
     base: RunConfig,
@@ -261,9 +289,10 @@ def match_budget(
 
 
 def _match_parameters(variant: RunConfig, base: RunConfig, vocab_size: int) -> RunConfig:
-    """The variant with the baseline's number of parameters.
+    """The variant with the baseline's number of parameters, to MAX_MATCHED_ERROR.
 
-    Its width is changed, or its depth if the variant changes the width.
+    Its width is changed, or its depth if the variant changes the width. Raises InputError where no
+    width or depth comes near.
     """
 
     def size(config: RunConfig) -> int:
@@ -278,4 +307,10 @@ def _match_parameters(variant: RunConfig, base: RunConfig, vocab_size: int) -> R
             with_model(variant, d_model=d)
             for d in range(step, MAX_MATCHED_WIDTH_RATIO * c.d_model + 1, step)
         ]
-    return min(candidates, key=lambda config: abs(size(config) - target)).resolve()
+    nearest = min(candidates, key=lambda config: abs(size(config) - target)).resolve()
+    if abs(size(nearest) - target) > MAX_MATCHED_ERROR * target:
+        raise InputError(
+            f"with --match parameters it has {size(nearest):,} parameters at best, and the "
+            f"baseline {target:,}"
+        )
+    return nearest

@@ -10,7 +10,12 @@ from pathlib import Path
 
 from glasslm import files
 from glasslm.lab.studies.ablation import Plan, VariantResult
-from glasslm.lab.studies.ablation_axes import MATCH_LABELS, find_axis, skipped_values
+from glasslm.lab.studies.ablation_axes import (
+    MATCH_LABELS,
+    MAX_MATCHED_ERROR,
+    find_axis,
+    skipped_values,
+)
 from glasslm.lab.studies.ablation_figures import MARKERS, draw_bars, draw_curves
 from glasslm.lab.studies.ablation_table import to_csv
 from glasslm.lab.studies.checkout import AXIS as VERSION_AXIS
@@ -357,7 +362,7 @@ def _axis_section(axis: str, plan: Plan, results: Sequence[VariantResult]) -> Se
     if plan.spec.match == "parameters" and axis != VERSION_AXIS:
         notes = [
             "the width is changed to keep the number of parameters (or the depth, on the axis of "
-            "the width)"
+            f"the width); values that stay more than {MAX_MATCHED_ERROR:.0%} apart are left out"
         ]
     text = [f"{note[0].upper()}{note[1:]}." for note in notes]
     header = [MEASURES[plan.spec.measure].column if name == "loss" else name for name in HEADER]
