@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from glasslm.cli import main
 from glasslm.course.grading.points import Growth, give_points
+from glasslm.course.grading.result_files import format_csv
 from glasslm.course.isolation.process_limits import Limits
 
 RIGHT = """
@@ -167,6 +169,22 @@ def test_each_part_says_why_it_lost_points(graded: Path) -> None:
         outputs = {test["name"]: test["output"] for test in results["tests"]}
         assert message in outputs[f"silu: {part}"]
         assert outputs["silu: forward"] == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        *((begin + "1+1", f"'{begin}1+1") for begin in "=+-@\t"),
+        ("\r1+1", "' 1+1"),
+        ("ValueError\r=1+1", "ValueError =1+1"),
+        ("line 1: =1+1", "line 1: =1+1"),
+        ("--", "--"),
+        ("", ""),
+    ],
+)
+def test_no_text_of_a_student_is_a_formula(text: str, cell: str) -> None:
+    data = format_csv([("sentence", "points"), (text, 4)])
+    assert list(csv.reader(io.StringIO(data.decode(), newline="")))[1] == [cell, "4"]
 
 
 def test_students_see_no_flags_and_no_names_of_others(graded: Path) -> None:

@@ -84,6 +84,26 @@ def test_a_name_without_underscore_is_understood(tmp_path: Path) -> None:
         check_file(path)
 
 
+def test_a_file_runs_as_a_module(tmp_path: Path) -> None:
+    text = """from __future__ import annotations
+from dataclasses import dataclass
+import numpy as np
+
+
+@dataclass
+class Saved:
+    x: np.ndarray
+
+
+def silu(x):
+    saved = Saved(x)
+    s = (1 + np.tanh(saved.x / 2)) / 2
+    return x * s, lambda dy: dy * (s + x * s * (1 - s))
+"""
+    (verdict,) = check_file(write(tmp_path, text))
+    assert verdict.verdict == "right", verdict.sentence
+
+
 # -- code that misbehaves --------------------------------------------------------------------------
 
 MISBEHAVIOUR = {

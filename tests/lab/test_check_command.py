@@ -92,6 +92,21 @@ def test_a_figure_that_cannot_be_drawn_is_refused_at_once(
         command.main(["a-run", "--figure", str(tmp_path / "parity.png")])
 
 
+@pytest.mark.usefixtures("short")
+def test_a_file_of_optimizers_is_compared_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("def sgd(p, g, m, *, lr, decay, momentum):\n    p -= lr * g\n")
+    with pytest.raises(InputError, match="has only optimizers, which have no gradient: expected"):
+        command.main(["--ops", str(path)])
+    monkeypatch.setattr(resources, "is_torch_installed", lambda: True)
+    monkeypatch.setattr(command, "_compare_engines", lambda *_: ("1 model", {"cases": 1}, []))
+    assert command.main(["--ops", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["cases"], facts["largest_error"], facts["parity"]) == (0, 0, {"cases": 1})
+
+
 def test_a_seed_below_zero_is_refused() -> None:
     with pytest.raises(InputError, match="--seed is -1"):
         command.main(["--seed", "-1"])

@@ -88,6 +88,11 @@ def main(argv: list[str]) -> int:
     operations = None
     if flags.ops and flags.run is None:
         operations = read_operations(flags.ops)
+        if _has_only_optimizers(operations) and not is_torch_installed():
+            raise InputError(
+                f"{flags.ops} has only optimizers, which have no gradient: expected PyTorch, to "
+                "compare their steps with (pip install torch)"
+            )
         print(f"operations: {describe_operations(operations)}", file=out)
     summary, facts = _check_gradients(flags, operations, out)
     if flags.run is None and operations is None:
@@ -127,6 +132,11 @@ def _check_gradients(
 ) -> tuple[str, dict[str, Any]]:
     """Print one line for each case. Returns the summary and the facts for JSON."""
     from glasslm.lab.checks import finite_differences, gradient_check
+
+    if operations is not None and _has_only_optimizers(operations):
+        print("no gradients to check: optimizers have none", file=out)
+        facts = {"cases": 0, "elements": 0, "largest_error": 0.0, "wrong": []}
+        return "no gradients", facts | {"tolerance": finite_differences.TOLERANCE}
 
     def sections() -> Iterator[tuple[str, Iterator[CheckResult]]]:
         if flags.run is not None:
@@ -168,6 +178,13 @@ def _check_gradients(
         "wrong": [finding.case for finding in findings if not finding.passed],
     }
     return f"{len(findings)} cases, {elements:,} elements", facts
+
+
+def _has_only_optimizers(operations: OperationsFile) -> bool:
+    """Whether no operation of a file has a gradient."""
+    from glasslm.lab.checks.file_cases import OPTIMIZERS
+
+    return operations.functions.keys() <= OPTIMIZERS.keys()
 
 
 def _check_attention(seed: int, out: TextIO) -> tuple[str, dict[str, Any], list[str]]:

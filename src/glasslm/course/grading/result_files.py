@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from glasslm.course.grading.points import Growth
 from glasslm.course.isolation.evidence import SENTENCES, Flag
 
 GRADES_COLUMNS = ("student", "exercise", "forward", "backward", "points", "verdict", "flags")
+FORMULA = re.compile(r"[=+@\t\r]|-(?!-*$)")  # "--", otter-grader's word for no status, is text
 MAX_FLAGS = 5  # in a cell; flags.json has all
 Flags = Mapping[tuple[str, str], Sequence[Flag]]  # by student and exercise
 
@@ -131,10 +133,22 @@ def explain_part(record: Record, name: str) -> str:
 
 
 def format_csv(rows: Sequence[Sequence[object]]) -> bytes:
-    """Rows as a CSV file: UTF-8, commas, one line a row."""
+    """Rows as a CSV file: UTF-8, commas, one line a row.
+
+    Text that a spreadsheet would compute, such as an error "=1+1" of a student's code, gets an
+    apostrophe before it.
+    """
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_escape_formula(cell) for cell in row] for row in rows)
     return text.getvalue().encode()
+
+
+def _escape_formula(cell: object) -> object:
+    if not isinstance(cell, str):
+        return cell
+    text = cell.replace("\r", " ")  # which would end the row, as csv.writer does not quote it
+    return f"'{text}" if FORMULA.match(cell) else text
 
 
 def _grade_row(record: Record, flags: Sequence[Flag]) -> list[object]:

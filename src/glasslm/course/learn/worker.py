@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from glasslm.course.learn.observation import locate_error
 from glasslm.course.learn.verdict import Verdict, failed_verdict
 from glasslm.text import describe_error
 
+MODULE_NAME = "glasslm_learner"  # of the file: its own name may be that of a library
 CPU_SECONDS = 1.5  # of one exercise
 IDLE_SECONDS = 3.0  # of one exercise that uses hardly any CPU: code that sleeps or waits
 IDLE_CPU_SECONDS = 0.3
@@ -151,10 +153,14 @@ def _peak_memory() -> int:
 
 def _load(path: Path) -> tuple[dict[str, Any], str]:
     """Run the file; returns its names, and why it failed or ""."""
-    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    module = types.ModuleType(MODULE_NAME)
+    module.__file__ = str(path)
+    sys.modules[MODULE_NAME] = module  # dataclasses look their module up
+    namespace = vars(module)
     sys.path.append(str(path.parent))  # last: a learner's random.py must not replace Python's
     try:
-        code = compile(path.read_text(encoding="utf-8-sig"), path.name, "exec")
+        text = path.read_text(encoding="utf-8-sig")
+        code = compile(text, path.name, "exec", dont_inherit=True)
         exec(code, namespace)
     except BaseException as error:  # SystemExit and MemoryError, too
         return namespace, _explain(error, path.name)
