@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,11 @@ def test_one_run_on_a_side_decides_nothing(tmp_path: Path) -> None:
 
 def test_copies_of_a_run_show_no_noise(tmp_path: Path) -> None:
     a, b = (read_curve(write(tmp_path / f"{end}.csv", end)) for end in (2.0, 3.0))
-    comparison = compare_curves([a, a], [b, b])
+    c, d = (replace(curve, rate=curve.train) for curve in (a, b))
+    for sides in (([a, a], [b, b]), ([a, c], [b, a])):
+        with pytest.raises(InputError, match=r"2.0.csv.* equal at every step, as copies of one"):
+            compare_curves(*sides)
+    comparison = compare_curves([a, c], [b, d])  # with equal ends, but not copies
     assert comparison.is_distinguishable is None
     assert comparison.facts["p"] is None
     assert "cannot be told: the runs of each side are equal, as copies" in comparison.sentences()[1]
@@ -115,6 +120,11 @@ def test_the_command(
         "--out",
         "x",
     ]
+    assert cli.main(argv) == 2
+    assert "b.csv are equal at every step" in capsys.readouterr().err
+    for name in "abc":
+        write(tmp_path / f"{name}.csv", 2.0 + 0.01 * ord(name))
+    argv[argv.index(c) + 1] = str(write(tmp_path / "d.csv", 3.0))
     assert cli.main(argv) == 0
     assert re.search(r"up to token 19,200, the last", capsys.readouterr().out)
     assert cli.main(["diagnose", "--curve", a, b, c]) == 2

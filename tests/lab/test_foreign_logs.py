@@ -141,6 +141,7 @@ LOGS: dict[str, tuple[str, Points, Points]] = {
         {10: math.log(60), 20: math.log(50)},
         {10: math.log(65), 20: math.log(55)},
     ),
+    "logarithms of perplexities": ("step,log_perplexity\n1,3.2\n2,2.2\n", {1: 3.2, 2: 2.2}, {}),
     "a row for each metric": (
         "run_id,key,value,step\na,train_loss,4,0\na,val_loss,4.1,0\na,train_loss,3.5,10\n",
         {0: 4, 10: 3.5},

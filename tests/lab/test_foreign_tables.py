@@ -66,6 +66,14 @@ TABLES = {
         rows("Params (M),Tokens (B),Val PPL", "{m},{b},{ppl:.17g}"),
         "loss from the logarithm of `Val PPL`; losses taken as nats per token",
     ),
+    "logarithm of a perplexity": (
+        rows("Params (M),Tokens (B),log_ppl", "{m},{b},{x}"),
+        "loss from `log_ppl`; losses taken as nats per token",
+    ),
+    "binary logarithm of a perplexity": (
+        rows("Params (M),Tokens (B),Log2 Perplexity", "{m},{b},{bits:.17g}"),
+        "loss from `Log2 Perplexity` times 0.693147",
+    ),
     "bits": (
         rows("N,D,bits_per_token", "{N:g},{D:g},{bits:.17g}"),
         "losses taken as bits per token, converted to nats per token",

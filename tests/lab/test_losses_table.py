@@ -55,7 +55,7 @@ def test_without_common_seeds_the_test_is_welchs(tmp_path: Path) -> None:
     comparison = study.variants[1].comparison
     assert comparison is not None
     assert comparison.p == pytest.approx(expected.pvalue)
-    assert "Welch's test, not pairs" in study.messages[1]
+    assert "fewer than two seeds in common: Welch's test, not pairs" in study.messages[1]
 
 
 def test_a_run_that_diverged_counts_and_one_that_is_missing_does_not(tmp_path: Path) -> None:
@@ -64,6 +64,8 @@ def test_a_run_that_diverged_counts_and_one_that_is_missing_does_not(tmp_path: P
     a, b = study.variants[1:]
     assert a.verdict is not None
     assert a.verdict.kind == "diverged"
+    assert "none: 1 diverged" in study.text()
+    assert "2.0000" not in study.text()
     assert b.comparison is not None
     assert b.comparison.n == 2
     assert "b: 2 seeds in common with the baseline are compared, of 2 and 3" in study.messages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,15 +137,32 @@ def common_end(curves: Sequence[Curve]) -> CommonEnd:
 def compare_curves(first: Sequence[Curve], second: Sequence[Curve]) -> CurveComparison:
     """Compare two groups of curves at their last common step.
 
-    Groups of copies are not tested, as they show no seed noise. Raises InputError as `common_end`
-    does.
+    Groups of equal ends are not tested, as they show no seed noise. Raises InputError as
+    `common_end` does, and for copies of a log among several on each side: they are no seeds.
     """
+    if min(len(first), len(second)) > 1:
+        _require_different([*first, *second])
     end = common_end([*first, *second])
     sides = end.losses[: len(first)], end.losses[len(first) :]
     estimate = independent_difference(sides[1], sides[0]) if min(map(len, sides)) > 1 else None
     if estimate and estimate.se == 0 and estimate.value != 0:
         estimate = None
     return CurveComparison(first, second, end.column, end.step, sides, estimate, end.step_unit)
+
+
+def _require_different(curves: Sequence[Curve]) -> None:
+    for one, other in itertools.combinations(curves, 2):
+        if _content(one) == _content(other):
+            raise InputError(
+                f"{one.name} and {other.name} are equal at every step, as copies of one run are: "
+                "expected logs of different seeds. Leave one of the two out"
+            )
+
+
+def _content(curve: Curve) -> list[bytes]:
+    """All numbers of a curve."""
+    series = (curve.train, curve.validation, curve.grad_norm, curve.rate)
+    return [array.tobytes() for s in series for array in (s.steps, s.values)]
 
 
 def _choose_losses(curve: Curve, of_validation: bool) -> Series:

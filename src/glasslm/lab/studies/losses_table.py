@@ -71,7 +71,10 @@ class LossStudy:
         rows = [("variant", "runs", "mean loss", "difference, 95% interval", "verdict")]
         for variant in self.variants:
             finite = [loss for loss in variant.losses if loss is not None]
-            mean = f"{math.fsum(finite) / len(finite):.4f}" if finite else "none finite"
+            diverged = len(variant.losses) - len(finite)
+            mean = f"none: {diverged} diverged"  # a mean of the others would hide it
+            if not diverged:
+                mean = f"{math.fsum(finite) / len(finite):.4f}"
             c, interval = variant.comparison, ""
             if c and c.delta is not None:
                 interval = f"{c.delta:+.4f}"
@@ -113,7 +116,10 @@ def judge_table(
                 f"{len(losses[name])} and {len(losses[baseline])}"
             )
         if not is_paired:
-            messages.append(f"{name} shares no seeds with the baseline: Welch's test, not pairs")
+            messages.append(
+                f"{name} and the baseline have fewer than two seeds in common: Welch's test, not "
+                "pairs"
+            )
         comparisons.append(
             compare_losses(a, b, margin, family=len(others), paired=is_paired, unit=unit)
         )

@@ -46,6 +46,8 @@ UNITS = {
     "pfs_days": 8.64e19,
 }
 _PERPLEXITY = r"(?:^|_)(?:ppl|perplexity)(?:_|$)"
+_LOGARITHM = re.compile(r"(?:^|_)(log|ln|log2|log10)_")  # of a perplexity
+_NATS_OF_LOGARITHM = {"log": 1.0, "ln": 1.0, "log2": math.log(2), "log10": math.log(10)}
 _BITS = r"(?:^|_)(?:bits|bpt)(?:_|$)"  # but not bits per byte
 NATS = "nats per token"
 MAX_LOSS = 20.0  # nats per token; above it a unit must be wrong
@@ -208,8 +210,9 @@ def list_names(table: Table) -> str:
 def to_loss(column: Column) -> tuple[Column, str]:
     """The column of losses in nats per token where that can be, and the unit of its numbers.
 
-    The name tells the unit: bits per token are converted, the logarithm of a perplexity is taken,
-    and bits per byte or character stay. A name without a unit means nats per token.
+    The name tells the unit: bits per token are converted, the logarithm of a perplexity is taken
+    unless the name says that it is one, and bits per byte or character stay. A name without a unit
+    means nats per token.
     """
     name = normalize_name(column.name)
     if re.search(_BITS_PER_BYTE, name):
@@ -217,14 +220,17 @@ def to_loss(column: Column) -> tuple[Column, str]:
     if re.search(_BITS_PER_CHARACTER, name):
         return column, "bits per character"
     if column.factor == 1 and re.search(_PERPLEXITY, name):
-        return replace(column, perplexity=True), NATS
+        logarithm = _LOGARITHM.search(name)
+        if logarithm is None:
+            return replace(column, perplexity=True), NATS
+        return replace(column, factor=_NATS_OF_LOGARITHM[logarithm[1]]), NATS
     if column.factor == 1 and re.search(_BITS, name):
         return replace(column, factor=math.log(2)), f"bits per token, converted to {NATS}"
     return column, NATS
 
 
 def find_perplexity(table: Table) -> list[Column]:
-    """The columns of perplexities."""
+    """The columns of perplexities, or of their logarithms."""
     return [Column(name) for name in table.names if re.search(_PERPLEXITY, normalize_name(name))]
 
 
