@@ -89,7 +89,7 @@ def test_what_diverges_or_does_nothing_is_said(tmp_path: Path) -> None:
         attempt_with([2.0, None, 2.0], noise(0), tmp_path)  # type: ignore[list-item]
 
 
-def test_the_ledger_counts_every_try_and_notices_each_edit(tmp_path: Path) -> None:
+def test_the_ledger_counts_every_try_and_notices_edits_before_its_end(tmp_path: Path) -> None:
     path = tmp_path / "tries.jsonl"
     with open_ledger(path) as ledger:
         ledger.append("begin", {"number": 1})
@@ -113,6 +113,19 @@ def test_the_ledger_counts_every_try_and_notices_each_edit(tmp_path: Path) -> No
         path.write_bytes(changed)
         with pytest.raises(DamagedError, match="was changed, cut or removed"):
             Ledger(path)
+    path.write_bytes(b"".join(lines[:2]))
+    assert Ledger(path).tries == 1  # the end itself is not noticed
+
+
+def test_a_try_that_was_removed_from_the_end_is_noticed_by_its_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, ledger = write_text(tmp_path / "text.txt"), tmp_path / "tries.jsonl"
+    (tmp_path / "tries-runs" / "0001").mkdir(parents=True)
+    argv = ["try", "--text-file", str(text), "--ledger", str(ledger), "--change", "--bias"]
+    assert cli.main(argv) == 2
+    assert "has no such try: lines of it were removed" in capsys.readouterr().err
+    assert not ledger.exists()
 
 
 def test_the_page_has_every_try_and_the_path_of_the_best(tmp_path: Path) -> None:

@@ -208,7 +208,8 @@ def _new_folder(ledger: Path, number: int) -> Path:
     folder = ledger.absolute().parent / f"{ledger.stem}-runs" / f"{number:04d}"
     if folder.exists():
         raise InputError(
-            f"{folder} exists, but the ledger has no such try: remove it, or name another --ledger"
+            f"{folder} exists, but {ledger} has no such try: lines of it were removed. Restore it, "
+            "or begin another one with --ledger"
         )
     return folder
 

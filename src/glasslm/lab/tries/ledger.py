@@ -1,7 +1,9 @@
 """The ledger of tries: a JSON line for each event, appended only, each with the hash of the last.
 
 Every try is in it, also one that failed or was interrupted, because each try is a chance to accept
-a change that is worth nothing.
+a change that is worth nothing. The hashes show lines that were changed, or removed before others.
+Lines removed from the end leave no trace in the file; the next try is then refused only because the
+folder of the removed try's runs exists (cli/try.py).
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ class Ledger:
     """The events of tries.jsonl: `begin` of a try, its `end`, and `final`, the hidden text."""
 
     def __init__(self, path: Path) -> None:
-        """Read `path`, if it exists. Raises DamagedError where a line was changed or removed."""
+        """Read `path`, if it exists. Raises DamagedError for a line that was changed or is missing.
+
+        Lines that are missing at the end are not noticed.
+        """
         self.path = path
         self.events: list[dict[str, Any]] = []
         if path.exists():
