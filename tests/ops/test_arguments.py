@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ def ones(*shape: int) -> np.ndarray[Any, Any]:
 
 
 CONFIG = ModelConfig(d_model=8, n_heads=2, n_layers=1, d_ff=4, block_size=4)
+DOCUMENTS = dataclasses.replace(CONFIG, document_attention=True)
 WEIGHTS = ops.initial_weights(CONFIG, 5)
 BLOCK = {
     name.removeprefix("blocks.0."): array
@@ -279,6 +281,87 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
     "factor": (
         lambda: ops.step_decay(1, lr=1.0, every=1, factor=2.0),
         "factor is 2.0: expected a num",
+    ),
+    "a layer above the model": (
+        lambda: ops.block(ones(4, 8), BLOCK, CONFIG, layer=1),
+        "layer is 1: expected below 1, the n_layers of the config",
+    ),
+    "documents in a block": (
+        lambda: ops.block(ones(4, 8), BLOCK, DOCUMENTS),
+        "config has document_attention, but a block gets no tokens .*document_attention=False",
+    ),
+    "documents without an end": (
+        lambda: ops.transformer([0], WEIGHTS, DOCUMENTS),
+        "document_end_id -1: expected a token from 0 to 4 that ends a document",
+    ),
+    "a negative seed of weights": (
+        lambda: ops.initial_weights(CONFIG, 5, seed=-1),
+        "seed is -1: expected an integer, 0 or more",
+    ),
+    "half a seed": (
+        lambda: ops.initial_weights(CONFIG, 5, seed=1.5),  # type: ignore[arg-type]
+        "seed is 1.5: expected an integer, 0 or more",
+    ),
+    "a seed of 65 bits": (
+        lambda: ops.dropout(ones(2), 0.5, 2**64),
+        r"seed is 18446744073709551616: expected below 2\*\*64",
+    ),
+    "a word as a type": (
+        lambda: ops.initial_weights(CONFIG, 5, dtype="spam"),
+        "dtype is spam: expected np.float32 or np.float64",
+    ),
+    "a list as a type": (
+        lambda: ops.rope_tables(np.arange(3), 4, dtype=["x"]),
+        r"dtype is \['x'\]: expected np.float32",
+    ),
+    "one beta": (
+        lambda: ops.adamw(*matrices(4), t=1, lr=0.1, betas=0.9),  # type: ignore[arg-type]
+        r"betas is 0.9: expected a pair, such as \(0.9, 0.95\)",
+    ),
+    "three betas": (
+        lambda: ops.adamw(*matrices(4), t=1, lr=0.1, betas=(0.9, 0.9, 0.9)),  # type: ignore[arg-type]
+        r"betas is \(0.9, 0.9, 0.9\): expected a pair",
+    ),
+    "a rate above all floats": (
+        lambda: ops.sgd(*matrices(3), lr=10**309),
+        "lr is 1000.*: expected a number, 0 or more, and finite",
+    ),
+    "a word as the weight of the loss": (
+        lambda: ops.cross_entropy(ones(2, 5), [0, 1])[1]("x"),
+        "weight is x: expected a number, finite",
+    ),
+    "nan as the weight of the loss": (
+        lambda: ops.cross_entropy(ones(2, 5), [0, 1])[1](np.nan),
+        "weight is nan: expected a number, finite",
+    ),
+    "rows of two lengths as a mask": (
+        lambda: ops.attention(*3 * [ones(2, 1, 4)], mask=[[True], [True, True]]),
+        "mask is not an array .*: give rows of one length",
+    ),
+    "a word as a flag": (
+        lambda: ops.rope(ones(2, 1, 4), *ops.rope_tables([0, 1], 4), interleaved="no"),  # type: ignore[arg-type]
+        "interleaved is no: expected True or False",
+    ),
+    "an allocator that is none": (
+        lambda: ops.relu(ones(2), new=np.ones(2)),  # type: ignore[arg-type]
+        r"new is \[1. 1.\]: expected a function new\(shape\)",
+    ),
+    "an allocator without an array": (
+        lambda: ops.relu(ones(2), new=list),  # type: ignore[arg-type]
+        r"new\(\(2,\)\) returned list: expected an array; leave",
+    ),
+    "a step above all integers": (
+        lambda: ops.sample_batch(np.arange(9), 2, 4, step=2**64),
+        r"step is 18446744073709551616: expected below 2\*\*63",
+    ),
+    "a list of schedules": (
+        lambda: ops.learning_rate(0, 9, lr=1.0, schedule=np.array(["wsd", "cosine"])),  # type: ignore[arg-type]
+        r"schedule is \['wsd' 'cosine'\]: expected one of",
+    ),
+    "no path": (lambda: ops.load_checkpoint(None), "path is None: expected the path of a file"),  # type: ignore[arg-type]
+    "a path with a zero": (
+        lambda: ops.save_checkpoint("a\0", {"w": ones(2)}),
+        r"path is 'a\\x00': expected the path of a file",
     ),
 }
 

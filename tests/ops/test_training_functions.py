@@ -146,6 +146,45 @@ def test_any_architecture_learns_in_a_few_updates(changes: dict[str, Any]) -> No
     assert any(g.any() for g in gradients.values())
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"window": 2, "attention_pattern": "wf"},
+        {"attention_pattern": "fn"},
+        {"window": 2, "attention_pattern": "fwf", "window_rope_base": 500.0},
+        {"window": 2, "residual": "parallel", "norm_position": "sandwich"},
+    ],
+    ids=str,
+)
+def test_blocks_one_after_the_other_are_the_model(changes: dict[str, Any]) -> None:
+    """Each with the attention of its layer, and the gradient of the stream between them."""
+    sizes: dict[str, Any] = {"d_model": 8, "n_heads": 2, "n_layers": 4, "d_ff": 8, "block_size": 6}
+    config = ModelConfig(**sizes, **changes)
+    rng = np.random.default_rng(0)
+    weights = {
+        name: w + 0.3 * rng.standard_normal(w.shape)
+        for name, w in ops.initial_weights(config, 5, dtype=np.float64).items()
+    }
+    tokens = np.array([[1, 2, 0, 3, 4, 1]])
+    x, blocks_back = weights["embedding.weight"][tokens], []
+    for layer in range(4):
+        prefix = f"blocks.{layer}."
+        own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+        x, back = ops.block(x, own, config, layer=layer)
+        blocks_back.append(back)
+    h, norm_back = ops.rms_norm(x, weights["norm.weight"])
+    logits, head_back = ops.linear(h, weights["embedding.weight"])
+    expected, backward = ops.transformer(tokens, weights, config)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12)
+    dlogits = rng.standard_normal(logits.shape)
+    dx = norm_back(head_back(dlogits)[0])[0]
+    gradients = backward(dlogits)
+    for layer in reversed(range(4)):
+        dx, own_gradients = blocks_back[layer](dx)
+        for name, gradient in own_gradients.items():
+            np.testing.assert_allclose(gradient, gradients[f"blocks.{layer}.{name}"], atol=1e-10)
+
+
 def test_a_checkpoint_holds_any_arrays_and_is_replaced_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ leading axes. A letter has the same size in all arguments of a call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -49,9 +50,13 @@ def require_type(name: str, array: Array, other: str, dtype: np.dtype[Any]) -> N
 
 def read_float_type(dtype: DTypeLike) -> np.dtype[Any]:
     """`dtype` as a NumPy type; InputError unless it is float32 or float64."""
-    if np.dtype(dtype) not in FLOAT_TYPES:
-        raise InputError(f"dtype is {np.dtype(dtype)}: expected np.float32 or np.float64")
-    return np.dtype(dtype)
+    try:
+        numpy_type = np.dtype(dtype)
+    except (TypeError, ValueError):
+        raise InputError(f"dtype is {dtype}: expected np.float32 or np.float64") from None
+    if numpy_type not in FLOAT_TYPES:
+        raise InputError(f"dtype is {numpy_type}: expected np.float32 or np.float64")
+    return numpy_type
 
 
 def as_array(name: str, value: Any) -> NDArray[Any]:
@@ -156,16 +161,30 @@ def read_ids(
     return ids.astype(np.int64)
 
 
-def require_count(name: str, value: Any, lowest: int = 1) -> None:
-    """Raise InputError unless `value` is an integer, `lowest` or more."""
+def require_count(name: str, value: Any, lowest: int = 1, bits: int = 63) -> None:
+    """Raise InputError unless `value` is an integer, `lowest` or more and below 2**bits."""
     is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     require(is_integer and value >= lowest, name, value, f"an integer, {lowest} or more")
+    require(value < 2**bits, name, value, f"below 2**{bits}")
+
+
+def require_seed(seed: Any) -> None:
+    """Raise InputError unless `seed` is an integer that the generators use as a whole."""
+    require_count("seed", seed, 0, bits=64)
 
 
 def require_number(name: str, value: Any, is_valid: Callable[[float], bool], expected: str) -> None:
     """Raise InputError unless `value` is a number for which `is_valid` holds."""
     is_number = isinstance(value, (int, float, np.integer, np.floating))
-    require(is_number and is_valid(float(value)), name, value, f"a number, {expected}")
+    require(is_number and is_valid(_to_float(value)), name, value, f"a number, {expected}")
+
+
+def _to_float(value: Any) -> float:
+    """A number as a float; an integer above the largest float becomes infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def read_new(new: New | None, dtype: DTypeLike) -> New:
@@ -173,10 +192,20 @@ def read_new(new: New | None, dtype: DTypeLike) -> New:
     dtype = np.dtype(dtype)
     if new is None:
         return lambda shape: np.empty(shape, dtype)
+    if not callable(new):
+        raise InputError(
+            f"new is {new}: expected a function new(shape) that returns an array; leave it out, or "
+            f"give functools.partial(np.empty, dtype=np.{dtype})"
+        )
     allocate: Callable[[tuple[int, ...]], Array] = new
 
     def allocate_checked(shape: tuple[int, ...]) -> Array:
         array = allocate(shape)
+        if not isinstance(array, np.ndarray):
+            raise InputError(
+                f"new({shape}) returned {type(array).__name__}: expected an array; leave "
+                f"`new` out, or give functools.partial(np.empty, dtype=np.{dtype})"
+            )
         if array.dtype != dtype or array.shape != tuple(shape):
             raise InputError(
                 f"new({shape}) returned {array.dtype} with the shape {array.shape}: expected "

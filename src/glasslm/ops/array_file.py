@@ -37,7 +37,7 @@ def save_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> 
 
     >>> save_checkpoint("checkpoint.safetensors", weights | {"step": 100})
     """
-    path = Path(path)
+    path = _as_path(path)
     if not isinstance(arrays, Mapping):
         raise InputError(
             f"arrays is {type(arrays).__name__}: expected a dictionary of arrays by name"
@@ -74,10 +74,16 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
 
     >>> step = int(load_checkpoint("checkpoint.safetensors")["step"])
     """
-    path = Path(path)
+    path = _as_path(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}: give the path of a saved checkpoint")
     try:
         return {name: read_tensor(path, entry) for name, entry in read_entries(path).items()}
     except DamagedError as error:
         raise DamagedError(f"{error}: restore it from a copy") from None
+
+
+def _as_path(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)) or "\0" in str(path):
+        raise InputError(f"path is {path!r}: expected the path of a file, as text or a Path")
+    return Path(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,13 @@ from glasslm.engines.numpy.ops import Array, New, Unary
 from glasslm.engines.protocol import NO_TARGET
 from glasslm.errors import InputError
 from glasslm.ops.arguments import (
+    as_array,
     read_arrays,
     read_gradient,
     read_ids,
     read_new,
-    require_count,
     require_number,
+    require_seed,
 )
 
 UnaryBackward = Callable[[Array], Array]
@@ -265,11 +267,11 @@ def dropout(x: Any, p: float, seed: int, *, new: New | None = None) -> tuple[Arr
     """Set a share p of the elements to zero, and divide the others by 1 - p. arXiv:1207.0580.
 
     x (...) -> y (...), and backward(dy) -> dx (...). The same seed drops the same elements. Raises
-    InputError unless 0 <= p < 1, the seed is 0 or more, and x is float32 or float64.
+    InputError unless 0 <= p < 1, 0 <= seed < 2**64, and x is float32 or float64.
     """
     (x,) = read_arrays(x=(x, "..."))
     require_number("p", p, lambda x: 0 <= x < 1, "at least 0 and below 1")
-    require_count("seed", seed, 0)
+    require_seed(seed)
     keys = row_keys(int(seed), 0, np.zeros(1, np.int64), 0)
     y, op_back = ops.dropout(x.reshape(-1), float(p), keys, read_new(new, x.dtype))
     return y.reshape(x.shape), lambda dy: op_back(read_gradient(dy, x).reshape(-1)).reshape(x.shape)
@@ -289,7 +291,7 @@ def cross_entropy(
 
     Returns:
         nats (...), and backward(weight) -> dlogits (..., V), the gradient of the sum of weight x
-        nats. weight is a number, or one for each target (...).
+        nats. weight is a finite number, or one for each target (...).
 
     Raises:
         InputError: A target is outside the vocabulary, a shape does not fit, or logits are not
@@ -309,8 +311,12 @@ def cross_entropy(
     nats = nats.reshape(targets.shape)
 
     def backward(weight: Any) -> Array:
-        if np.ndim(weight) == 0:
-            return op_back(float(weight)).reshape(logits.shape)
+        weights = as_array("weight", weight)
+        if weights.ndim == 0:
+            number = weights[()]
+            expected = "finite, or an array of one for each target"
+            require_number("weight", number, math.isfinite, expected)
+            return op_back(float(number)).reshape(logits.shape)
         weights = read_gradient(weight, nats, "weight")
         return op_back(1.0).reshape(logits.shape) * weights[..., None]
 

@@ -74,9 +74,10 @@ def attention(
         )
     if mask is None and bias is None:
         return _causal_attention(q, k, v, new)
-    if mask is not None and 2 < np.ndim(mask) < q.ndim:
+    mask = None if mask is None else as_array("mask", mask)
+    if mask is not None and 2 < mask.ndim < q.ndim:
         raise InputError(
-            f"mask has the shape {np.shape(mask)}: expected (T, S), or all axes (..., H, T, S); "
+            f"mask has the shape {mask.shape}: expected (T, S), or all axes (..., H, T, S); "
             "give mask[..., None, :, :] for one mask per text, or mask[None] for one per head"
         )
     mask = causal_mask(T) if mask is None else mask

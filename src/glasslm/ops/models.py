@@ -29,6 +29,7 @@ from glasslm.ops.arguments import (
     read_ids,
     read_new,
     require_count,
+    require_seed,
     require_type,
 )
 
@@ -40,20 +41,26 @@ def initial_weights(
 ) -> dict[str, Array]:
     """The weights of a model before training, by name; the same seed gives the same weights.
 
-    Matrices are (out, in). Raises InputError unless vocab_size is at least 1 and dtype is float32
-    or float64.
+    Matrices are (out, in). Raises InputError unless vocab_size is at least 1, the seed is an
+    integer from 0 to 2**64 - 1, and dtype is float32 or float64.
 
     >>> weights = initial_weights(ModelConfig(d_model=64, n_heads=4, n_layers=2), vocab_size=65)
     >>> weights["blocks.0.attention.q.weight"].shape
     (64, 64)
     """
     require_count("vocab_size", vocab_size)
+    require_seed(seed)
     table = parameter_table(_require_config(config), vocab_size)
     return dict(parameters.initial_weights(table, seed, read_float_type(dtype)))
 
 
 def block(
-    x: Any, weights: Mapping[str, Any], config: ModelConfig, *, new: New | None = None
+    x: Any,
+    weights: Mapping[str, Any],
+    config: ModelConfig,
+    *,
+    layer: int = 0,
+    new: New | None = None,
 ) -> tuple[Array, Callable[[Array], tuple[Array, dict[str, Array]]]]:
     """One block of the transformer: attention and feed-forward, each with its norm and residual.
 
@@ -64,14 +71,17 @@ def block(
         weights: The weights of a block by name, without "blocks.0.": attention_norm.weight,
             attention.q.weight, ... Others are errors.
         config: The architecture, a glasslm.config.schema.ModelConfig; its block_size is at least T.
+        layer: Which block of the model it is, from 0: its attention is that of this layer in the
+            config's attention_pattern.
         new: Allocates arrays, `new(shape)`; np.empty by default.
 
     Returns:
         y (..., T, D), and backward(dy) -> dx (..., T, D) and the gradients of the weights by name.
 
     Raises:
-        InputError: A weight is missing, unknown or has another shape, T is above the context, or an
-            array is not float32 or float64.
+        InputError: A weight is missing, unknown or has another shape, T is above the context, the
+            config has no such layer or asks for document_attention, or an array is not float32 or
+            float64.
 
     >>> config = ModelConfig(d_model=64, n_heads=4, n_layers=1)
     >>> weights = {
@@ -82,7 +92,7 @@ def block(
     >>> y, backward = block(np.ones((2, 10, 64), np.float32), weights, config)
     >>> dx, gradients = backward(y)
     """
-    c = replace(_require_config(config), n_layers=1).resolve()
+    c = _select_layer(_require_config(config), layer).resolve()
     (x,) = read_arrays(x=(x, "... T D"))
     T = x.shape[-2]
     if x.shape[-1] != c.d_model or c.block_size < T:
@@ -115,6 +125,20 @@ def block(
     return y.reshape(x.shape).copy(), backward
 
 
+def _select_layer(c: ModelConfig, layer: int) -> ModelConfig:
+    """The config of a model whose only block is computed as block `layer` of `c`."""
+    require_count("layer", layer, 0)
+    require(layer < c.n_layers, "layer", layer, f"below {c.n_layers}, the n_layers of the config")
+    if c.document_attention:
+        raise InputError(
+            "config has document_attention, but a block gets no tokens to find the documents: "
+            "give dataclasses.replace(config, document_attention=False), or call transformer"
+        )
+    first = layer % max(1, len(c.attention_pattern))
+    pattern = c.attention_pattern[first:] + c.attention_pattern[:first]
+    return replace(c, n_layers=1, attention_pattern=pattern)
+
+
 def _make_context(model: Model, B: int, T: int, new: New | None) -> ForwardContext:
     """The context of a pass over B rows of T positions without dropout, losses and recorder."""
     bias = model.score_bias(T)
@@ -142,7 +166,7 @@ def transformer(
 
     Raises:
         InputError: A weight is missing, unknown or has another shape, a token is outside the
-            vocabulary, or T is above the context.
+            vocabulary, T is above the context, or document_attention has no end of a document.
 
     >>> config = ModelConfig(d_model=64, n_heads=4, n_layers=2)
     >>> weights = initial_weights(config, vocab_size=65)
@@ -159,6 +183,12 @@ def transformer(
     label = "weights['embedding.weight']"
     (embeddings,) = read_arrays(**{label: (names["embedding.weight"], "V D")})
     V, dtype = len(embeddings), embeddings.dtype
+    if c.document_attention and not 0 <= c.document_end_id < V:
+        raise InputError(
+            f"config has document_attention and the document_end_id {c.document_end_id}: expected "
+            f"a token from 0 to {V - 1} that ends a document; give "
+            "dataclasses.replace(config, document_end_id=...)"
+        )
     ids = read_ids("tokens", tokens, V)
     if not ids.ndim or ids.shape[-1] > c.block_size:
         raise InputError(
@@ -273,8 +303,7 @@ def sample_batch(
     ids = tokens if isinstance(tokens, np.ndarray) else as_array("tokens", tokens)
     require_count("batch_size", batch_size)
     require_count("context", context)
-    require_count("seed", seed, 0)
-    require(seed < 2**64, "seed", seed, "below 2**64")
+    require_seed(seed)
     require_count("step", step, 0)
     if ids.dtype.kind not in "iu" or ids.ndim != 1 or len(ids) <= context:
         raise InputError(

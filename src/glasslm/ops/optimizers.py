@@ -14,7 +14,13 @@ from glasslm.engines.numpy import optimizer
 from glasslm.engines.numpy.ops import Array
 from glasslm.engines.numpy.optimizer import ADAM_EPS
 from glasslm.errors import DivergedError, InputError, require
-from glasslm.ops.arguments import read_arrays, require_count, require_floats, require_number
+from glasslm.ops.arguments import (
+    as_array,
+    read_arrays,
+    require_count,
+    require_floats,
+    require_number,
+)
 from glasslm.training.learning_rate import lr_at
 
 Gradients = TypeVar("Gradients", bound=Array | Sequence[Any] | Mapping[str, Any])
@@ -55,6 +61,7 @@ def adamw(
     gradient = _read_update(g, p=p, m=m, v=v)
     _require_rates(lr, decay)
     require_count("t", t)
+    require(as_array("betas", betas).shape == (2,), "betas", betas, "a pair, such as (0.9, 0.95)")
     for beta in betas:
         require_number("each of betas", beta, lambda x: 0 <= x < 1, "at least 0 and below 1")
     require_number("eps", eps, lambda x: 0 < x < math.inf, "above 0 and finite")
@@ -66,9 +73,9 @@ def adamw(
         t=int(t),
         lr=float(lr),
         decay=float(decay),
-        betas=betas,
+        betas=(float(betas[0]), float(betas[1])),
         scale=1.0,
-        eps=eps,
+        eps=float(eps),
     )
 
 
@@ -227,7 +234,8 @@ def learning_rate(
     require_count("step", step, 0)
     require_count("max_steps", max_steps)
     schedules = get_args(ScheduleName)
-    require(schedule in schedules, "schedule", schedule, f"one of {', '.join(schedules)}")
+    is_known = isinstance(schedule, str) and schedule in schedules
+    require(is_known, "schedule", schedule, f"one of {', '.join(schedules)}")
     _require_rates(lr, 0.0)
     require_number("min_lr", min_lr, lambda x: 0 <= x < math.inf, "0 or more, and finite")
     require_count("warmup_steps", warmup_steps, 0)

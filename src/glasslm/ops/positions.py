@@ -76,6 +76,8 @@ def rope(
     >>> y.shape
     (2, 5, 4, 8)
     """
+    is_flag = isinstance(interleaved, (bool, np.bool_))
+    require(is_flag, "interleaved", interleaved, "True or False")
     (x,) = read_arrays(x=(x, "... T H Q"))
     cos, sin = read_arrays(cos=(cos, "... T Q/2"), sin=(sin, "... T Q/2"))
     require_type("cos", cos, "x", x.dtype)
