@@ -14,7 +14,7 @@ import pytest
 from glasslm.config.model_config import Mask
 from glasslm.config.schema import ModelConfig, OptimizerConfig, Position, RunConfig, TrainConfig
 from glasslm.engines import state
-from glasslm.engines.numpy import inference, model, positions
+from glasslm.engines.numpy import attention, flash, inference, kv_cache, model, positions
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.numpy.positions import PositionTables
 from glasslm.engines.protocol import Batch
@@ -29,12 +29,27 @@ from glasslm.training.learning_rate import lr_at
 V, B, T = 7, 2, 5
 UNKNOWN: Any = "unheard-of"
 ENGINES = ["numpy", *(["torch"] if is_torch_installed() else [])]
+VARIANT_CASES = {
+    f"{position}, {setting}"
+    for position in ("rope", "alibi")
+    for setting in (
+        "--document-attention",
+        "--attention-pattern wf",
+        "--attention-softcap 0.5",
+    )
+}
 
 
 @pytest.fixture
 def numpy_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_paths, "is_torch_installed", lambda: False)
     monkeypatch.setattr(attention_paths, "KV_HEADS", (2,))
+
+
+@pytest.fixture
+def two_positions(numpy_only: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_paths, "Position", Literal["none", "rope"])
+    monkeypatch.setattr(attention_paths, "VARIANT_POSITIONS", ("rope",))
 
 
 def failed_cases() -> dict[str, PathResult]:
@@ -52,7 +67,7 @@ def test_every_position_is_crossed_with_every_mask_and_sharing_of_heads(
         for position in get_args(Position)
         for heads in (4, 2, 1)
         for mask in get_args(Mask)
-    }
+    } | VARIANT_CASES
     assert all(result.paths >= 5 for result in results)
 
 
@@ -61,7 +76,7 @@ def test_the_paths_of_both_engines_agree(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(attention_paths, "KV_HEADS", (2,))
     results = list(check_attention_paths(seed=3))
     assert all(result.passed for result in results), results
-    assert len(results) == len(get_args(Position)) * len(get_args(Mask))
+    assert len(results) == len(get_args(Position)) * len(get_args(Mask)) + len(VARIANT_CASES)
 
 
 @pytest.mark.usefixtures("numpy_only")
@@ -76,6 +91,42 @@ def test_a_path_without_the_bias_is_found(
     failed = failed_cases()
     assert {case.partition(",")[0] for case in failed} == {"alibi"}
     assert all(path in result.where for result in failed.values())
+
+
+@pytest.mark.usefixtures("two_positions")
+def test_tiles_that_leave_out_earlier_keys_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault that the engine's own tiles hide here, because they hold the whole text."""
+    right_tiles, right_keys = flash.TileMask.tiles, attention.visible_keys
+    sizes = attention.TILE_QUERIES, flash.TILE_LENGTH, kv_cache.KEY_BLOCK
+
+    def newest_tile(mask: flash.TileMask, length: int) -> Iterator[Any]:
+        return ((queries, keys[:1]) for queries, keys in right_tiles(mask, length))
+
+    monkeypatch.setattr(flash.TileMask, "tiles", newest_tile)
+    failed = failed_cases()
+    assert all("flash" in result.where for result in failed.values())
+    assert {"none, 2 key-value heads, causal mask", "rope, --attention-pattern wf"} <= failed.keys()
+    assert sizes == (attention.TILE_QUERIES, flash.TILE_LENGTH, kv_cache.KEY_BLOCK)
+    monkeypatch.setattr(flash.TileMask, "tiles", right_tiles)
+
+    def keys_of_own_tile(*arguments: Any) -> Any:
+        visible = right_keys(*arguments)
+        position, tile = np.arange(visible.shape[-1]), attention.TILE_QUERIES
+        return visible * (position >= position[:, None] // tile * tile)
+
+    monkeypatch.setattr(attention, "visible_keys", keys_of_own_tile)
+    assert {"none, 2 key-value heads, causal mask", "rope, --attention-softcap 0.5"} <= {
+        *failed_cases()
+    }
+
+
+@pytest.mark.usefixtures("two_positions")
+def test_a_setting_that_changes_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_paths, "VARIANTS", {"--nothing": {}})
+    failed = failed_cases()
+    assert {case: result.missing_effect for case, result in failed.items()} == {
+        "rope, --nothing": "--nothing"
+    }
 
 
 @pytest.mark.usefixtures("numpy_only")

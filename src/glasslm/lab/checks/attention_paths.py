@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -24,6 +25,7 @@ from glasslm.config.schema import (
     RunConfig,
     TrainConfig,
 )
+from glasslm.engines.numpy import attention, flash, kv_cache
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch
 from glasslm.engines.resources import is_torch_installed
@@ -39,6 +41,17 @@ KV_HEADS = (4, 2, 1)  # a key-value head for each head, for two (GQA), for all (
 WINDOWS = (0, 3)  # 0: the causal mask
 MIN_EFFECT = 1e-6  # nats of the largest change of a loss, in float64, by a position or a window
 B, T, V = 2, 11, 13  # rows, positions, vocabulary: T is prime and less than the context
+# Queries and keys of a tile, and keys of a block of the cache. With the engine's own sizes, T would
+# be a single tile, and no path would join two.
+TILE = 4
+END_ID = 1  # the token that ends a document, in the middle of each row
+# Further settings that change what a query attends to
+VARIANTS: dict[str, dict[str, Any]] = {
+    "--document-attention": {"document_attention": True, "document_end_id": END_ID},
+    "--attention-pattern wf": {"attention_pattern": "wf", "window": 3},
+    "--attention-softcap 0.5": {"attention_softcap": 0.5},
+}
+VARIANT_POSITIONS: tuple[Position, ...] = ("rope", "alibi")
 
 
 @dataclass(frozen=True)
@@ -57,37 +70,64 @@ class PathResult:
 
 
 def check_attention_paths(seed: int = 0) -> Iterator[PathResult]:
-    """Compare all paths for each position, window and number of key-value heads, in float64."""
+    """Compare all paths for each position, window and number of key-value heads, in float64.
+
+    Documents, patterns of layers and soft caps follow, with the positions of VARIANT_POSITIONS.
+    """
+    losses: dict[ModelConfig, Array] = {}
+    for case, config, without in _list_cases():
+        with _small_tiles():
+            result, losses[config] = _compare_paths(case, config, seed)
+        missing = (
+            setting
+            for setting, other in without.items()
+            if not np.abs(losses[config] - losses[other]).max() > MIN_EFFECT
+        )
+        yield dataclasses.replace(result, missing_effect=next(missing, ""))
+
+
+def _list_cases() -> Iterator[tuple[str, ModelConfig, dict[str, ModelConfig]]]:
+    """The name and config of each model, and the models before it that lack one of its settings."""
     for kv_heads in KV_HEADS:
-        losses: dict[tuple[Position, int], Array] = {}
         for position in sorted(get_args(Position), key=lambda name: name != "none"):
             for window in WINDOWS:
-                config = ModelConfig(
-                    d_model=16, n_layers=2, n_heads=HEADS, n_kv_heads=kv_heads, d_ff=12,
-                    block_size=T + 1, position=position, window=window, attention="plain",
-                )  # fmt: skip
+                config = _make_config(kv_heads, position, window)
+                without = {
+                    f"--position {position}": _make_config(kv_heads, "none", window),
+                    f"--window {window}": _make_config(kv_heads, position, 0),
+                }
                 case = f"{position}, {kv_heads} key-value heads, {config.mask} mask"
-                result, losses[position, window] = _compare_paths(case, config, seed)
-                missing = _missing_effect(losses, position, window)
-                yield dataclasses.replace(result, missing_effect=missing)
+                yield case, config, {k: other for k, other in without.items() if other != config}
+    for setting, fields in VARIANTS.items():
+        for position in VARIANT_POSITIONS:
+            other = _make_config(KV_HEADS[-1], position, fields.get("window", 0))
+            config = dataclasses.replace(other, **fields)
+            yield f"{position}, {setting}", config, {setting: other}
 
 
-def _missing_effect(
-    losses: dict[tuple[Position, int], Array], position: Position, window: int
-) -> str:
-    """The setting that leaves the losses (B, T) of all tokens as they are without it, or ""."""
-    without = {f"--position {position}": ("none", window), f"--window {window}": (position, 0)}
-    for setting, other in without.items():
-        change = np.abs(losses[position, window] - losses[other]).max()
-        if other != (position, window) and not change > MIN_EFFECT:
-            return setting
-    return ""
+def _make_config(kv_heads: int, position: Position, window: int) -> ModelConfig:
+    return ModelConfig(
+        d_model=16, n_layers=2, n_heads=HEADS, n_kv_heads=kv_heads, d_ff=12, block_size=T + 1,
+        position=position, window=window, attention="plain",
+    )  # fmt: skip
+
+
+@contextmanager
+def _small_tiles() -> Iterator[None]:
+    """A context in which attention of the NumPy engine has tiles that T positions cross."""
+    sizes = attention.TILE_QUERIES, flash.TILE_LENGTH, kv_cache.KEY_BLOCK
+    attention.TILE_QUERIES = flash.TILE_LENGTH = kv_cache.KEY_BLOCK = TILE
+    try:
+        yield
+    finally:
+        attention.TILE_QUERIES, flash.TILE_LENGTH, kv_cache.KEY_BLOCK = sizes
 
 
 def _compare_paths(case: str, config: ModelConfig, seed: int) -> tuple[PathResult, Array]:
     """The comparison of all paths for a model, and the losses (B, T) of plain attention."""
     rng = np.random.default_rng(seed)  # the same tokens in every case
     tokens, targets = rng.integers(0, V, (2, B, T))
+    tokens[:, T // 2] = END_ID
     batch = Batch(tokens, targets, step=0, rows=np.arange(B))
     (_, reference), *others = engines = list(_make_engines(config, seed))
     losses = reference.losses(tokens, targets)
@@ -123,16 +163,18 @@ def _make_engines(config: ModelConfig, seed: int) -> Iterator[tuple[str, Any]]:
         for name, w in initial_weights(table, seed)
     ]
     names = sorted(get_args(AttentionName), key=lambda name: name != "plain")
+    if config.attention_softcap:
+        names.remove("flash")  # it has no soft cap
     for engine_name in ("NumPy", "PyTorch") if is_torch_installed() else ("NumPy",):
-        for attention in names:
+        for name in names:
             run = RunConfig(
-                dataclasses.replace(config, attention=attention),
+                dataclasses.replace(config, attention=name),
                 optimizer=OptimizerConfig(),
                 train=TrainConfig(batch_size=B, micro_batch_size=B),
             ).resolve()
             engine = _make_engine(engine_name, run)
             engine.load(iter(weights))
-            yield f"{engine_name} {attention}", engine
+            yield f"{engine_name} {name}", engine
 
 
 def _make_engine(name: str, run: RunConfig) -> Any:
