@@ -5,6 +5,7 @@ This file is also a program, which trains for a few steps and prints the memory 
 `python test_memory_estimate.py JSON`.
 """
 
+import dataclasses
 import gc
 import json
 import re
@@ -155,6 +156,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "d_model": 64, "n_layers": 2, "n_heads": 2, "block_size": 256, "batch_size": 8,
         "document_attention": True, "document_end_id": 0,
     },
+    "soft cap": {
+        "d_model": 32, "n_layers": 2, "n_heads": 4, "block_size": 256, "batch_size": 4,
+        "attention_softcap": 20.0,
+    },
     "large vocabulary": {
         "d_model": 64, "n_layers": 1, "block_size": 64, "batch_size": 32, "vocab": 2000,
     },
@@ -213,6 +218,11 @@ ACTIVATION_CASES: list[tuple[str, Precision, int, dict[str, Any]]] = [
     ("tiny", "fp32", V, {"attention_dropout": 0.1, "n_kv_heads": 2, "feedforward": "geglu"}),
     ("tiny", "bf16", V, {"attention_dropout": 0.1, "n_kv_heads": 2, "feedforward": "gelu"}),
     ("tiny", "bf16", 5000, {"position": "none"}),
+    ("tiny", "fp32", V, {"attention": "plain"}),
+    ("tiny", "bf16", V, {"attention": "plain"}),
+    ("tiny", "fp32", V, {"attention_softcap": 20.0}),
+    ("tiny", "bf16", V, {"attention_softcap": 20.0}),
+    ("tiny", "fp32", V, {"attention_softcap": 20.0, "attention_dropout": 0.1}),
     ("tiny", "fp32", V, {"window": 16}),
     ("tiny", "fp32", V, {"block_size": 256, "n_layers": 1} | DOCUMENTS),
     ("tiny", "bf16", V, {"block_size": 256} | DOCUMENTS),
@@ -258,6 +268,33 @@ def test_autograd_keeps_as_much_as_estimated(
     assert estimate == pytest.approx(saved_bytes, rel=0.12)
 
 
+@pytest.mark.parametrize(
+    ("flags", "is_plain"),
+    [
+        ({"block_size": 1023}, True),
+        ({"block_size": 1024}, False),
+        ({"block_size": 1024, "window": 16}, True),
+        ({"block_size": 1024, "window": 16} | DOCUMENTS, False),
+    ],
+)
+def test_a_model_that_may_be_compiled_for_a_cpu_keeps_the_weights_of_short_texts(
+    flags: dict[str, Any], is_plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As --attention plain does, which is computed in the same way."""
+    monkeypatch.setattr(memory_estimate, "can_compile", lambda compute: True)
+    config = with_flags(PRESETS["tiny"](), flags).resolve()
+    plain = with_flags(config, {"attention": "plain"})
+
+    def needs(config: RunConfig, **changes: Any) -> int:
+        settings: dict[str, Any] = {"engine": "torch", "device": "cpu", "precision": "fp32"}
+        return training_bytes(config, V, ComputeConfig(**settings | changes), 2)
+
+    expected = needs(plain if is_plain else config, compile="off")
+    assert needs(config, compile="on") == needs(config) == expected
+    assert needs(config, compile="off") != needs(plain, compile="off")
+    assert needs(config, device="cuda") == needs(config, device="cuda", compile="off")
+
+
 MEMORY_CASES: list[tuple[str, Precision, int, dict[str, Any]]] = [
     ("tiny", "fp32", V, {"batch_size": 4}),
     ("tiny", "bf16", V, {"optimizer": "adamw", "batch_size": 4}),
@@ -277,6 +314,7 @@ MEMORY_CASES: list[tuple[str, Precision, int, dict[str, Any]]] = [
     ("tiny", "fp32", 10_000, {"n_layers": 1, "batch_size": 2}),
     ("tiny", "bf16", 10_000, {"n_layers": 1, "batch_size": 2, "tie_embeddings": False}),
     ("tiny", "fp32", V, {"batch_size": 2, "block_size": 256} | DOCUMENTS),
+    ("tiny", "fp32", V, {"batch_size": 2, "block_size": 256, "attention_softcap": 20.0}),
     ("nanogpt", "bf16", V, {"n_layers": 2, "batch_size": 2}),
     ("nanogpt", "fp32", V, {"n_layers": 3, "batch_size": 2, "d_model": 96}),
 ]
@@ -423,11 +461,11 @@ def test_this_machine_has_memory() -> None:
 
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
 def test_advice_is_the_largest_portion_that_fits(engine: Any) -> None:
-    compute = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=2)
+    compute = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=2, compile="off")
     config = with_flags(PRESETS["nanogpt"](), {"batch_size": 64}).resolve()
 
     def needs(rows: int, threads: int = 2, **flags: Any) -> int:
-        one_engine = ComputeConfig(engine=engine, device="cpu", precision="fp32", threads=threads)
+        one_engine = dataclasses.replace(compute, threads=threads)
         return training_bytes(
             with_flags(config, flags | {"micro_batch_size": rows}), V, one_engine, rows
         )

@@ -23,7 +23,8 @@ from glasslm.model.parameters import initial_weights, parameter_table
 
 torch = pytest.importorskip("torch")
 
-from glasslm.engines.torch import engine as torch_engine  # noqa: E402 - needs PyTorch
+from glasslm.engines.torch import attention as torch_attention  # noqa: E402 - needs PyTorch
+from glasslm.engines.torch import engine as torch_engine  # noqa: E402
 from glasslm.engines.torch.attention import (  # noqa: E402
     AttentionContext,
     SiteDropout,
@@ -447,6 +448,34 @@ def test_a_model_or_cache_that_is_too_large_is_a_memory_error() -> None:
         engine.new_cache(1 << 44, T)
     with pytest.raises(MemoryError):
         TorchEngine(engine.config, 1 << 46, device="cpu", precision="fp32")
+
+
+@pytest.mark.parametrize(
+    ("length", "has_window", "has_documents", "is_explicit"),
+    [
+        (1023, False, False, True),
+        (1024, False, False, False),
+        (1024, True, False, True),  # the fused kernel would keep T x T weights, too
+        (1024, True, True, False),
+    ],
+)
+def test_compiled_for_a_cpu_only_short_texts_keep_the_weights_of_attention(
+    length: int,
+    has_window: bool,
+    has_documents: bool,
+    is_explicit: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """memory_estimate.py chooses in the same way."""
+    calls: list[Any] = []
+    monkeypatch.setattr(torch_attention, "is_compiling_for_cpu", lambda x: True)
+    monkeypatch.setattr(torch_attention, "explicit_attention", lambda *inputs: calls.append(inputs))
+    q = torch.zeros(1, 1, length, 2)
+    hidden_mask = torch.ones(1, length, length).tril(-2).bool() if has_window else None
+    starts = torch.zeros(1, length, dtype=torch.int64) if has_documents else None
+    context = AttentionContext(None, None, hidden_mask, not has_window, "auto", starts=starts)
+    attention(q, q, q, context)
+    assert len(calls) == is_explicit
 
 
 def test_other_errors_of_pytorch_are_not_translated() -> None:

@@ -17,6 +17,7 @@ import glasslm.cli
 from doubles import make_run
 from glasslm.config.schema import EngineName, ModelConfig, Position
 from glasslm.engines.memory_estimate import cache_bytes, cache_numbers
+from glasslm.engines.numpy.kv_cache import KVCache
 from glasslm.errors import InputError
 from glasslm.inference import trained_model
 from glasslm.inference.context_config import ContextConfig
@@ -237,6 +238,17 @@ def test_the_formula_of_the_cache() -> None:
         model, 1, 100, 4
     )
     assert math.prod(cache_numbers(model, 5, 100).values()) == 2 * 3 * 2 * 16 * 100 * 5
+
+
+@pytest.mark.parametrize("tokens", [1, 31, 32, 33, 64, 65])
+def test_the_cache_of_numpy_has_whole_blocks_of_keys(tokens: int) -> None:
+    model = ModelConfig(d_model=64, n_layers=3, n_heads=4, n_kv_heads=2, block_size=100)
+    for config in (model, dataclasses.replace(model, window=33)):
+        cache = KVCache(config.resolve(), 2, tokens, np.float32)
+        allocated = cache.keys.nbytes + cache.values.nbytes
+        assert cache_bytes(config, 2, tokens, 4, "numpy") == allocated
+    factors = cache_numbers(model, 2, tokens, "numpy")
+    assert ("tokens, in blocks of 32" in factors) == (tokens in (33, 65))
 
 
 @pytest.mark.parametrize(

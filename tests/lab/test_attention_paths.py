@@ -14,7 +14,7 @@ import pytest
 from glasslm.config.model_config import Mask
 from glasslm.config.schema import ModelConfig, OptimizerConfig, Position, RunConfig, TrainConfig
 from glasslm.engines import state
-from glasslm.engines.numpy import attention, flash, inference, kv_cache, model, positions
+from glasslm.engines.numpy import attention, flash, inference, key_blocks, model, positions
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.numpy.positions import PositionTables
 from glasslm.engines.protocol import Batch
@@ -97,7 +97,7 @@ def test_a_path_without_the_bias_is_found(
 def test_tiles_that_leave_out_earlier_keys_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault that the engine's own tiles hide here, because they hold the whole text."""
     right_tiles, right_keys = flash.TileMask.tiles, attention.visible_keys
-    sizes = attention.TILE_QUERIES, flash.TILE_LENGTH, kv_cache.KEY_BLOCK
+    sizes = attention.TILE_QUERIES, flash.TILE_LENGTH, key_blocks.KEY_BLOCK
 
     def newest_tile(mask: flash.TileMask, length: int) -> Iterator[Any]:
         return ((queries, keys[:1]) for queries, keys in right_tiles(mask, length))
@@ -106,7 +106,7 @@ def test_tiles_that_leave_out_earlier_keys_are_found(monkeypatch: pytest.MonkeyP
     failed = failed_cases()
     assert all("flash" in result.where for result in failed.values())
     assert {"none, 2 key-value heads, causal mask", "rope, --attention-pattern wf"} <= failed.keys()
-    assert sizes == (attention.TILE_QUERIES, flash.TILE_LENGTH, kv_cache.KEY_BLOCK)
+    assert sizes == (attention.TILE_QUERIES, flash.TILE_LENGTH, key_blocks.KEY_BLOCK)
     monkeypatch.setattr(flash.TileMask, "tiles", right_tiles)
 
     def keys_of_own_tile(*arguments: Any) -> Any:

@@ -164,15 +164,14 @@ def _ask_for_prompts(model: Model, flags: Flags) -> None:
 
 def _print_cache_size(model: Model, flags: Flags, prompt: str) -> None:
     """Print the bytes of the KV cache as a product of its sizes."""
-    c, rows, width = model.config.model, flags.num_samples, PRECISION_BYTES[model.engine.precision]
+    c, rows, engine = model.config.model, flags.num_samples, model.engine
+    width = PRECISION_BYTES[engine.precision]
     prompt_length = len(encode_prompt(model.tokenizer, prompt))
     capacity = cache_capacity(prompt_length, flags.max_new_tokens, c)
-    factors = " x ".join(
-        f"{number:,} ({name})" for name, number in cache_numbers(c, rows, capacity).items()
-    )
-    notify(
-        f"cache: {factors} x {width} bytes = {format_bytes(cache_bytes(c, rows, capacity, width))}"
-    )
+    numbers = cache_numbers(c, rows, capacity, engine.name)
+    factors = " x ".join(f"{number:,} ({name})" for name, number in numbers.items())
+    size = cache_bytes(c, rows, capacity, width, engine.name)
+    notify(f"cache: {factors} x {width} bytes = {format_bytes(size)}")
 
 
 class _Text:

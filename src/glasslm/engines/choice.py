@@ -20,6 +20,9 @@ TORCH_TRAINING_MIN_PARAMETERS = 3_000_000
 TORCH_INFERENCE_MIN_PARAMETERS = 30_000_000
 NUMPY_MICRO_BATCH_TOKENS = 1024  # their activations stay in a CPU's cache
 TORCH_MICRO_BATCH_TOKENS = 8192  # they keep a GPU busy
+# Positions from which on PyTorch's fused attention, compiled for a CPU, is as fast as two products
+# and a softmax, which need memory for T x T weights (docs/log.md).
+COMPILED_FUSED_MIN_LENGTH = 1024
 
 
 def choose_engine(

@@ -18,8 +18,10 @@ from glasslm.config.schema import (
     Precision,
     RunConfig,
 )
+from glasslm.engines.choice import COMPILED_FUSED_MIN_LENGTH, can_compile
 from glasslm.engines.numpy.attention import TILE_QUERIES
 from glasslm.engines.numpy.flash import uses_flash
+from glasslm.engines.numpy.key_blocks import KEY_BLOCK, rounded_size
 from glasslm.engines.numpy.positions import POSITIONS
 from glasslm.engines.resources import count_ranks
 from glasslm.model.parameters import ParameterTable, parameter_table
@@ -99,7 +101,12 @@ def _row_numbers(c: ModelConfig, vocab_size: int) -> int:
         saved_numbers += 4 * D
     if c.attention_dropout:
         saved_numbers += H * (T + scores)
-    temporary_numbers = 2 * H * scores + 2 * (HQ + 2 * KQ) + 2 * projection_width + 2 * F + 4 * D
+    if c.attention_softcap:
+        saved_numbers += H * scores  # the tanh of each score
+    temporary_scores = 3 if c.attention_softcap else 2
+    temporary_numbers = (
+        temporary_scores * H * scores + 2 * (HQ + 2 * KQ) + 2 * projection_width + 2 * F + 4 * D
+    )
     non_block_numbers = 4 * D + 3 * vocab_size  # embedding, last norm, logits and loss
     return round(T * (c.n_layers * saved_numbers + temporary_numbers + non_block_numbers))
 
@@ -113,11 +120,12 @@ def torch_memory_bytes(
     *,
     ranks: int = 1,
     sharded: bool = False,
+    compiled: bool = False,
 ) -> int:
     """Peak memory of training with the PyTorch engine on one device, in bytes.
 
     Micro-batches have `rows` sequences. Each of `ranks` processes takes its part of the batch, and
-    with `sharded` (fsdp) its part of the weights.
+    with `sharded` (fsdp) its part of the weights. `compiled`: whether torch.compile is used.
 
     Weights and moments are always in memory. The backward pass frees what the forward pass kept,
     from the end to the beginning, while gradients take its place. So the peak is between the two
@@ -127,12 +135,16 @@ def torch_memory_bytes(
     config = config.resolve()
     c, table = config.model, parameter_table(config.model, vocab_size)
     master_bytes, _ = _widths(precision)
-    peak_between_passes = torch_activation_bytes(c, vocab_size, rows, precision, device)
+    peak_between_passes = torch_activation_bytes(c, vocab_size, rows, precision, device, compiled)
     # When the backward pass begins: the gradients of the logits and of the log-probabilities.
     logits = 2 * vocab_size * master_bytes
     # When the masks of a tile are drawn.
-    masks = 4 * c.n_heads * TILE_SHARE * c.block_size * master_bytes if c.attention_dropout else 0
-    peak_between_passes += round(rows * c.block_size * max(logits, masks))
+    score = c.n_heads * c.block_size * master_bytes  # one number for each score of a query
+    tile_share = 1 if c.attention_softcap else TILE_SHARE
+    masks = 4 * tile_share * score if c.attention_dropout else 0
+    # When the gradients of the softmax and of its input are there.
+    gradients = 2 * score if c.attention_softcap else 0
+    peak_between_passes += round(rows * c.block_size * max(logits, masks, gradients))
     if rows * ranks < config.train.batch_size:
         peak_between_passes += table.trained * master_bytes
     update = (table.trained + _update_numbers(table, config)) * master_bytes
@@ -150,11 +162,16 @@ def torch_memory_bytes(
 
 
 def torch_activation_bytes(
-    c: ModelConfig, vocab_size: int, rows: int, precision: Precision, device: DeviceName
+    c: ModelConfig,
+    vocab_size: int,
+    rows: int,
+    precision: Precision,
+    device: DeviceName,
+    compiled: bool = False,
 ) -> int:
     """Bytes that autograd keeps of a forward pass over `rows` sequences. `c` must be resolved."""
     master_bytes, activation_bytes = _widths(precision)
-    saved_bytes = c.n_layers * _block_bytes(c, master_bytes, activation_bytes, device)
+    saved_bytes = c.n_layers * _block_bytes(c, master_bytes, activation_bytes, device, compiled)
     saved_bytes += c.d_model * activation_bytes  # the input of the head
     if c.has_final_norm:
         saved_bytes += _norm_bytes(c.norm, c.d_model, master_bytes, activation_bytes, device)
@@ -188,30 +205,17 @@ def _update_numbers(table: ParameterTable, config: RunConfig) -> int:
 
 
 def _block_bytes(
-    c: ModelConfig, master_bytes: int, activation_bytes: int, device: DeviceName
+    c: ModelConfig, master_bytes: int, activation_bytes: int, device: DeviceName, compiled: bool
 ) -> float:
     """Bytes per token that autograd keeps of one block, tensors that two operations share once."""
-    D, F, H, T = c.d_model, c.d_ff, c.n_heads, c.block_size
-    HQ, KQ = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
+    D, F, HQ, KQ = c.d_model, c.d_ff, c.n_heads * c.head_size, c.n_kv_heads * c.head_size
     # The norms and their outputs.
     saved_bytes: float = 2 * (
         _norm_bytes(c.norm, D, master_bytes, activation_bytes, device) + D * activation_bytes
     )
     if c.qk_norm:
         saved_bytes += _norm_bytes("rmsnorm", HQ + KQ, master_bytes, activation_bytes, device)
-    if c.attention_dropout or c.attention == "plain":  # explicit attention
-        # Softmax and product, and with dropout the mask.
-        scores = (2 if c.attention_dropout else 1) * master_bytes + activation_bytes
-        saved_bytes += 3 * HQ * activation_bytes  # q, k, v of each head
-        saved_bytes += VISIBLE_SHARE * H * T * scores
-    else:
-        saved_bytes += (HQ + 2 * KQ) * activation_bytes  # q, k, v
-        saved_bytes += H * master_bytes  # the logarithm of softmax's sum
-        if c.document_attention:
-            saved_bytes += T * activation_bytes  # each layer keeps the mask as numbers
-        elif (POSITIONS[c.position].bias is not None or 0 < c.window < T) and device == "cpu":
-            # The fused kernel takes no mask that all rows share, so PyTorch keeps the softmax.
-            saved_bytes += H * T * master_bytes
+    saved_bytes += _attention_bytes(c, master_bytes, activation_bytes, device, compiled)
     saved_bytes += HQ * activation_bytes  # the mixture
     arrays = GATED_ARRAYS  # gate, activation, up, product
     if not c.is_gated:
@@ -224,6 +228,39 @@ def _block_bytes(
     saved_bytes += feedforward
     if c.dropout:
         saved_bytes += 2 * D * activation_bytes  # masks
+    return saved_bytes
+
+
+def _attention_bytes(
+    c: ModelConfig, master_bytes: int, activation_bytes: int, device: DeviceName, compiled: bool
+) -> float:
+    """Bytes per token that autograd keeps of attention between its projections and the mixture."""
+    H, T = c.n_heads, c.block_size
+    HQ, KQ = H * c.head_size, c.n_kv_heads * c.head_size
+    # The fused kernel of a CPU takes no mask that all rows share, so PyTorch keeps the softmax.
+    has_mask = POSITIONS[c.position].bias is not None or 0 < c.window < T
+    needs_weights = has_mask and not c.document_attention
+    # torch/attention.py chooses in the same way.
+    is_compiled = c.attention == "auto" and compiled and device == "cpu"
+    is_explicit = is_compiled and (needs_weights or T < COMPILED_FUSED_MIN_LENGTH)
+    is_explicit = is_explicit or c.attention == "plain"
+    if c.attention_softcap or c.attention_dropout or is_explicit:
+        weights = master_bytes  # the softmax, in another type for the product
+        if c.attention_dropout:
+            weights += master_bytes + activation_bytes  # the mask, and the product with it
+        elif activation_bytes < master_bytes:
+            weights += activation_bytes
+        if c.attention_softcap:  # over the whole text, with its tanh
+            scores: float = H * T * (weights + master_bytes)
+        else:
+            scores = VISIBLE_SHARE * H * T * weights
+        return scores + 3 * HQ * activation_bytes  # q, k, v of each head
+    saved_bytes = (HQ + 2 * KQ) * activation_bytes  # q, k, v
+    saved_bytes += H * master_bytes  # the logarithm of softmax's sum
+    if c.document_attention:
+        saved_bytes += T * activation_bytes  # each layer keeps the mask as numbers
+    elif needs_weights and device == "cpu":
+        saved_bytes += H * T * master_bytes
     return saved_bytes
 
 
@@ -243,7 +280,8 @@ def _norm_bytes(
 def training_bytes(config: RunConfig, vocab_size: int, compute: ComputeConfig, rows: int) -> int:
     """Peak memory of this process in training, in micro-batches of `rows`, in bytes.
 
-    `compute` comes from choose_engine: nothing in it is `auto`, apart from `compile`.
+    `compute` comes from choose_engine: nothing in it is `auto`, apart from `compile`, which may
+    then be used.
     """
     first_weights = 0  # of preference tuning, in a second engine
     if config.preference.is_active:
@@ -251,9 +289,10 @@ def training_bytes(config: RunConfig, vocab_size: int, compute: ComputeConfig, r
         first_weights = parameter_table(config.model, vocab_size).total * master_bytes
     if compute.engine == "torch":
         sharded = compute.parallel == "fsdp"
+        compiled = compute.compile == "on" or (compute.compile == "auto" and can_compile(compute))
         return first_weights + torch_memory_bytes(
             config, vocab_size, rows, compute.precision, compute.device,
-            ranks=count_ranks(), sharded=sharded,
+            ranks=count_ranks(), sharded=sharded, compiled=compiled,
         )  # fmt: skip
     bytes_per_number = PRECISION_BYTES[compute.precision]
     return first_weights + numpy_memory_bytes(
@@ -289,22 +328,33 @@ def _halve_repeatedly(number: int) -> Iterator[int]:
         yield number
 
 
-def cache_numbers(config: ModelConfig, rows: int, capacity: int) -> dict[str, int]:
+def cache_numbers(
+    config: ModelConfig, rows: int, capacity: int, engine: EngineName = "torch"
+) -> dict[str, int]:
     """The factors of the size of a KV cache for `rows` texts of up to `capacity` tokens.
 
-    A model with a rolling cache keeps the newest tokens of its window only.
+    A model with a rolling cache keeps the newest tokens of its window only. The NumPy engine has
+    memory for whole blocks of keys.
     """
     c = config.resolve()
+    tokens = c.cache_length(capacity)
+    stored = rounded_size(tokens) if engine == "numpy" else tokens
     return {
         "keys, values": 2,
         "layers": c.n_layers,
         "heads": c.n_kv_heads,
         "head size": c.head_size,
-        "tokens": c.cache_length(capacity),
+        "tokens" if stored == tokens else f"tokens, in blocks of {KEY_BLOCK}": stored,
         "texts": rows,
     }
 
 
-def cache_bytes(config: ModelConfig, rows: int, capacity: int, bytes_per_number: int) -> int:
+def cache_bytes(
+    config: ModelConfig,
+    rows: int,
+    capacity: int,
+    bytes_per_number: int,
+    engine: EngineName = "torch",
+) -> int:
     """Bytes of a KV cache: the product of cache_numbers, times `bytes_per_number`."""
-    return math.prod(cache_numbers(config, rows, capacity).values()) * bytes_per_number
+    return math.prod(cache_numbers(config, rows, capacity, engine).values()) * bytes_per_number

@@ -61,7 +61,7 @@ class _RunningModel:
 def count_slots(model: Model) -> int:
     """The number of texts that are generated together, at least one."""
     config, width = model.config.model, PRECISION_BYTES[model.engine.precision]
-    row_bytes = cache_bytes(config, 1, config.block_size, width)
+    row_bytes = cache_bytes(config, 1, config.block_size, width, model.engine.name)
     return max(1, min(SLOTS, MAX_CACHE_BYTES // row_bytes))
 
 

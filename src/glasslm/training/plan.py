@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ def make_plan(
 ) -> TrainingPlan:
     """The plan of a run that was created; `reasons` are its notes, `expected_s` its seconds."""
     config, vocab_size = run.config, dataset.tokenizer.vocab_size
+    compute = dataclasses.replace(compute, compile="on" if engine.compiled else "off")
     objective = open_objective(run, engine, dataset)
     steps, flops_per_token = config.train.max_steps, flops.flops_per_token(config.model, vocab_size)
     operations = find_operations(config)

@@ -24,6 +24,16 @@ KEY_BLOCK = 32  # keys
 MAX_GAP = 2  # rows without a block between rows that need it, computed with them
 
 
+def block_length(size: int) -> int:
+    """The keys of a block in a cache for `size` tokens a row."""
+    return min(KEY_BLOCK, size)
+
+
+def rounded_size(size: int) -> int:
+    """The tokens a row for which such a cache has memory: those of whole blocks."""
+    return math.ceil(size / block_length(size)) * block_length(size)
+
+
 class KeyBlocks:
     """The blocks of keys that some rows attend to."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from glasslm.config.schema import ModelConfig
 from glasslm.engines.documents import last_document_start
-from glasslm.engines.numpy.key_blocks import KEY_BLOCK
+from glasslm.engines.numpy.key_blocks import block_length, rounded_size
 
 
 class KVCache:
@@ -29,8 +28,8 @@ class KVCache:
         self.config = c
         self.size = c.cache_length(capacity)
         self.is_unbounded = c.has_rolling_cache and c.window <= capacity
-        self.block_size = min(KEY_BLOCK, self.size)
-        n_slots = math.ceil(self.size / self.block_size) * self.block_size
+        self.block_size = block_length(self.size)
+        n_slots = rounded_size(self.size)
         self.keys = np.zeros((c.n_layers, rows, c.n_kv_heads, n_slots, c.head_size), dtype)
         self.values = np.zeros_like(self.keys)
         # Attention of a file gets whole texts, so the queries of earlier tokens are kept for it.

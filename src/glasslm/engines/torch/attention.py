@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glasslm.config.schema import AttentionName, ModelConfig
+from glasslm.engines.choice import COMPILED_FUSED_MIN_LENGTH
 from glasslm.engines.torch.kv_cache import CacheView
 from glasslm.engines.torch.layers import (
     Replaceable,
@@ -164,7 +165,11 @@ def attention(
         case "plain":
             explicit = True
         case "auto":
-            explicit = is_compiling_for_cpu(q)
+            # The fused kernel takes no mask that all rows share: it would keep the weights, too.
+            has_mask = context.bias is not None or context.hidden_mask is not None
+            needs_weights = has_mask and context.starts is None
+            is_short = q.size(2) < COMPILED_FUSED_MIN_LENGTH
+            explicit = is_compiling_for_cpu(q) and (is_short or needs_weights)
         case "flash" | None:
             explicit = False
         case _:
@@ -257,7 +262,7 @@ def scores_and_weights(
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
     """`attention` of a whole text (S = T) from its definition, a tile of queries at a time.
 
-    It computes dropout, and compiled for a CPU it is faster than the fused kernels.
+    It computes dropout, and compiled for a CPU it is faster than the fused kernels for short texts.
     q (B, H, T, Q), k and v (B, K, T, Q) -> (B, H, T, Q).
     """
     H, T, Q = q.shape[1:]

@@ -25,7 +25,7 @@ from glasslm.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from glasslm.engines.numpy import attention, flash, kv_cache
+from glasslm.engines.numpy import attention, flash, key_blocks
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch
 from glasslm.engines.resources import is_torch_installed
@@ -115,12 +115,12 @@ def _make_config(kv_heads: int, position: Position, window: int) -> ModelConfig:
 @contextmanager
 def _small_tiles() -> Iterator[None]:
     """A context in which attention of the NumPy engine has tiles that T positions cross."""
-    sizes = attention.TILE_QUERIES, flash.TILE_LENGTH, kv_cache.KEY_BLOCK
-    attention.TILE_QUERIES = flash.TILE_LENGTH = kv_cache.KEY_BLOCK = TILE
+    sizes = attention.TILE_QUERIES, flash.TILE_LENGTH, key_blocks.KEY_BLOCK
+    attention.TILE_QUERIES = flash.TILE_LENGTH = key_blocks.KEY_BLOCK = TILE
     try:
         yield
     finally:
-        attention.TILE_QUERIES, flash.TILE_LENGTH, kv_cache.KEY_BLOCK = sizes
+        attention.TILE_QUERIES, flash.TILE_LENGTH, key_blocks.KEY_BLOCK = sizes
 
 
 def _compare_paths(case: str, config: ModelConfig, seed: int) -> tuple[PathResult, Array]:
