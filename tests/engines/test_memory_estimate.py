@@ -218,6 +218,7 @@ ACTIVATION_CASES: list[tuple[str, Precision, int, dict[str, Any]]] = [
     ("tiny", "fp32", V, {"attention_dropout": 0.1, "n_kv_heads": 2, "feedforward": "geglu"}),
     ("tiny", "bf16", V, {"attention_dropout": 0.1, "n_kv_heads": 2, "feedforward": "gelu"}),
     ("tiny", "bf16", 5000, {"position": "none"}),
+    ("tiny", "bf16", V, {"norm": "rmsnorm1p", "qk_norm": True}),
     ("tiny", "fp32", V, {"attention": "plain"}),
     ("tiny", "bf16", V, {"attention": "plain"}),
     ("tiny", "fp32", V, {"attention_softcap": 20.0}),

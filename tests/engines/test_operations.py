@@ -179,6 +179,20 @@ def test_every_path_computes_with_the_operation_of_the_file(
         assert bool(calls(lambda t=tokens, c=counts: made.logits(t, cache, c))) == has_part
 
 
+@pytest.mark.parametrize("norm", ["rmsnorm", "rmsnorm1p", "layernorm"])
+def test_both_engines_replace_the_same_norms(norm: str, tmp_path: Path) -> None:
+    """The file's rms_norm is no norm. With rmsnorm1p it takes the place of qk-norm alone."""
+    text = (
+        "def rms_norm(x, gain, eps):\n"
+        "    return 2 * x * gain, lambda dy: (2 * dy * gain, (2 * dy * x).sum(0))\n"
+    )
+    config = with_file(make_config(norm=norm, qk_norm=True), tmp_path / "own.py", text)
+    expected = results(make_engine("numpy", config))
+    actual = results(make_engine("torch", config))
+    for part, numbers in expected.items():
+        np.testing.assert_allclose(actual[part], numbers, rtol=1e-8, atol=1e-10, err_msg=part)
+
+
 @pytest.mark.parametrize("engine", ["numpy", "torch"])
 @pytest.mark.parametrize("text", [TORCH_SILU, TORCH_PAIR], ids=["autograd", "own backward"])
 def test_an_operation_for_tensors_works_in_both_engines(

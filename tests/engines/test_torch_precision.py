@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from glasslm.engines.torch import precision as torch_precision  # noqa: E402
 from glasslm.engines.torch.engine import TorchEngine  # noqa: E402
+from glasslm.engines.torch.layers import RMSNorm1p  # noqa: E402
 from glasslm.engines.torch.optimizer import orthogonalize  # noqa: E402
 from glasslm.engines.torch.precision import MAX_LOSS_SCALE, TORCH_DTYPES  # noqa: E402
 
@@ -145,6 +146,20 @@ def test_activations_are_narrow_and_the_rest_is_float32(
     assert wide == {"embedding"} | routers
     assert {"blocks.0.attention.q", "blocks.0.attention_norm"} <= outputs.keys()
     assert any(name.endswith(".down") for name in outputs)
+
+
+@pytest.mark.parametrize("precision", NARROW)
+def test_a_gain_keeps_weights_that_half_precision_would_lose(precision: Precision) -> None:
+    """1 + 2^-10 is 1 in bfloat16 (8 bits); 1 + 2^-12 is 1 in float16 (11 bits)."""
+    dtype, small = NARROW[precision], {"bf16": 2**-10, "fp16": 2**-12}[precision]
+    norm = RMSNorm1p(64, 1e-6)
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    torch.nn.init.constant_(norm.weight, small)
+    exact = torch.nn.functional.rms_norm(x.double(), (64,), eps=1e-6) * (1 + small)
+    y = norm(x)
+    assert y.dtype == dtype
+    error = (y.double() - exact).abs() / exact.abs()
+    assert error.max() <= 1.01 * torch.finfo(dtype).eps / 2  # a single rounding
 
 
 @pytest.mark.parametrize(("name", "model"), SWITCHES)

@@ -214,7 +214,8 @@ def _block_bytes(
         _norm_bytes(c.norm, D, master_bytes, activation_bytes, device) + D * activation_bytes
     )
     if c.qk_norm:
-        saved_bytes += _norm_bytes("rmsnorm", HQ + KQ, master_bytes, activation_bytes, device)
+        head_norm = "rmsnorm1p" if c.norm == "rmsnorm1p" else "rmsnorm"
+        saved_bytes += _norm_bytes(head_norm, HQ + KQ, master_bytes, activation_bytes, device)
     saved_bytes += _attention_bytes(c, master_bytes, activation_bytes, device, compiled)
     saved_bytes += HQ * activation_bytes  # the mixture
     arrays = GATED_ARRAYS  # gate, activation, up, product
@@ -271,7 +272,8 @@ def _norm_bytes(
     if norm == "none":
         return 0
     if norm == "layernorm" or device != "cpu":
-        return width * activation_bytes  # one fused kernel, which keeps its input
+        # One fused kernel, which keeps its input; rmsnorm1p computes in the type of the weights.
+        return width * (master_bytes if norm == "rmsnorm1p" else activation_bytes)
     # Several operations in the type of the weights, as RMSNorm is on a CPU, keep the input and the
     # normalized input. A norm that has no case here is estimated like that, too.
     return 2 * width * master_bytes

@@ -102,14 +102,20 @@ class Embedding(nn.Embedding, Replaceable):
 class RMSNorm(nn.RMSNorm, Replaceable):
     """x (..., D) -> (..., D): arXiv:1910.07467, over the last axis."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, operation: str = "rms_norm") -> None:
+        """`operation` is its name for a file, which replaces rms_norm."""
         super().__init__(width, eps)
+        self.operation = operation
 
     def forward(self, x: Tensor) -> Tensor:
-        if (replaced := self.operations.get("rms_norm")) is not None:
+        if (replaced := self.operations.get(self.operation)) is not None:
             rows = upcast(x)
             gain = self.gain().to(rows.dtype)
             return apply_to_rows(replaced, rows, gain, eps=self.eps).to(x.dtype)
+        return self.normalize(x)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """The norm of x (..., D) by PyTorch, (..., D)."""
         return F.rms_norm(x, self.normalized_shape, self.gain().to(x.dtype), self.eps)
 
     def gain(self) -> Tensor:
@@ -120,6 +126,11 @@ class RMSNorm(nn.RMSNorm, Replaceable):
 @final
 class RMSNorm1p(RMSNorm):
     """x (..., D) -> (..., D): RMSNorm with the gain 1 + weight, as in Gemma."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        # In half precision 1 + weight would lose small weights. So does Gemma's own code.
+        gain = self.gain()
+        return F.rms_norm(x.to(gain.dtype), self.normalized_shape, gain, self.eps).to(x.dtype)
 
     def gain(self) -> Tensor:
         return self.weight + 1
@@ -146,7 +157,7 @@ class LayerNorm(nn.LayerNorm, Replaceable):
 NORMS: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "rmsnorm": lambda c: RMSNorm(c.d_model, c.norm_eps),
     "layernorm": lambda c: LayerNorm(c.d_model, c.norm_eps, "norm" in c.biased_modules),
-    "rmsnorm1p": lambda c: RMSNorm1p(c.d_model, c.norm_eps),
+    "rmsnorm1p": lambda c: RMSNorm1p(c.d_model, c.norm_eps, "rms_norm_1p"),  # as in NumPy's ops.py
     "none": lambda c: nn.Identity(),
 }
 
@@ -157,7 +168,10 @@ def make_norm(c: ModelConfig) -> nn.Module:
 
 
 def make_head_norm(c: ModelConfig) -> RMSNorm | None:
-    """The norm of queries or keys over a head, with the kind of gain of the other norms."""
+    """The norm of queries or keys over a head, with the kind of gain of the other norms.
+
+    It is rms_norm, of the gain 1 + weight with rmsnorm1p, so a file replaces it.
+    """
     if not c.qk_norm:
         return None
     kind = RMSNorm1p if c.norm == "rmsnorm1p" else RMSNorm
