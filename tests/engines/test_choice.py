@@ -313,6 +313,13 @@ def test_a_resume_takes_what_the_run_had_where_it_can(
     other, notes = compute_from_record(AUTO, record)
     assert (other.precision, other.compile) == ("fp32", "off")
     assert "bf16" in notes[0]
+    monkeypatch.setattr(hardware, "choose_device", lambda requested: "cuda")
+    monkeypatch.setattr(hardware, "has_bf16", lambda device: device == "cpu")
+    on_gpu, notes = compute_from_record(AUTO, record | {"device": "cuda"})
+    assert (on_gpu.precision, "bf16" in notes[0]) == ("fp32", True)
+    assert choose_engine(on_gpu, MANY, training=True)[0].precision == "fp32"
+    monkeypatch.setattr(hardware, "choose_device", lambda requested: "mps")
+    assert compute_from_record(AUTO, record | {"device": "mps"})[0].precision == "bf16"
     numpy, notes = compute_from_record(ComputeConfig(engine="numpy"), record)
     assert (numpy.engine, numpy.precision, numpy.compile, numpy.threads, notes) == (
         "numpy",

@@ -25,6 +25,19 @@ UPDATED = [
 ]
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_weights_without_moments_are_updated_by_the_number_of_the_update(optimizer: str) -> None:
+    """AdamW divides by 1 - beta^t: a state without moments keeps its t in both engines."""
+    engines = make_pair(CASES[0][1], "fp64", optimizer=optimizer)
+    weights = {name: array.copy() for name, array in engines[0].weights.arrays.items()}
+    for engine in engines:
+        engine.load(((name, weights[name]) for name in engine.table), 100)
+        engine.accumulate(make_batch(0), 0.1)
+        engine.update(1e-2)
+    states = [copy_arrays(engine.state()) for engine in engines]
+    assert_near(states[1], states[0], TOLERANCE["fp64"])
+
+
 @pytest.mark.parametrize(("name", "model", "precision", "optimizer"), UPDATED)
 def test_updates_are_the_same(
     name: str, model: ModelConfig, precision: Precision, optimizer: str

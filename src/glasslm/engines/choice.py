@@ -144,11 +144,7 @@ def _adapt_to_machine(
     from glasslm.engines.torch import hardware
 
     device = hardware.choose_device(compute.device)
-    if (
-        compute.precision == "bf16" == record["precision"]
-        and device == "cpu"
-        and not hardware.has_bf16(device)
-    ):
+    if compute.precision == "bf16" == record["precision"] and hardware.lacks_bf16(device):
         notes.append("this run used bf16, which this machine does not have: it continues in fp32")
         compute = dataclasses.replace(compute, precision="fp32")
     if compute.compile == "auto":

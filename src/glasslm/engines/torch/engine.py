@@ -73,9 +73,8 @@ class TorchEngine:
         """With `training` False, matrices are stored in the type of the activations."""
         start_threads(threads)
         self.config, self.precision, self.ranks, self.compiled = config, precision, ranks, compiled
-        self.device = device
         self.torch_device = torch.device(ranks.device_name(device) if ranks else device)
-        self.vocab_size, self.updates = vocab_size, 0
+        self.device, self.vocab_size, self.updates = device, vocab_size, 0
         self.loss_scale = initial_loss_scale(precision)
         self.table = parameter_table(config.model, vocab_size)
         self.master_dtype = master_dtype(precision)
@@ -138,7 +137,8 @@ class TorchEngine:
     def optimizer(self) -> Optimizer:
         """Created when training starts, because inference needs no moments."""
         config, dtype = self.config.optimizer, muon_dtype(self.precision)
-        return Optimizer(self.trained_parameters, self.table, config, dtype, self.operations)
+        parameters, table = self.trained_parameters, self.table
+        return Optimizer(parameters, table, config, dtype, self.operations, self.updates)
 
     @torch.no_grad()
     def _zero_weights(self) -> None:

@@ -45,7 +45,7 @@ def choose_precision(requested: Precision, device: DeviceName, parameters: int) 
     if requested == "auto":
         is_worthwhile = device == "cuda" or parameters >= BF16_MIN_PARAMETERS
         return "bf16" if is_worthwhile and has_bf16(device) else "fp32"
-    if requested == "bf16" and device != "mps" and not has_bf16(device):
+    if requested == "bf16" and lacks_bf16(device):
         raise InputError(
             f"--precision bf16: this machine's {device} has no bfloat16 arithmetic: "
             "use --precision fp32"
@@ -63,6 +63,11 @@ def has_bf16(device: DeviceName) -> bool:
         return False
     features = torch.cpu.get_capabilities()
     return any(features.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def lacks_bf16(device: DeviceName) -> bool:
+    """Whether the device cannot compute in bf16. mps can, without being faster."""
+    return device != "mps" and not has_bf16(device)
 
 
 def free_gpu_bytes() -> int:

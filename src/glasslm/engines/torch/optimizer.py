@@ -33,8 +33,12 @@ class Optimizer:
         config: OptimizerConfig,
         muon_dtype: torch.dtype,
         operations: Operations = BUILT_IN,
+        updates: int = 0,
     ) -> None:
-        """`muon_dtype` is the type of the factors in Muon's products; moments keep their own."""
+        """`muon_dtype` is the type of the factors in Muon's products; moments keep their own.
+
+        `updates` were made before, by an optimizer whose moments are loaded next or were zero.
+        """
         self.muon_dtype = muon_dtype
         self.config, self.parameters, self.operations = config, parameters, operations
         self.decay = {
@@ -59,7 +63,7 @@ class Optimizer:
             if adamw_names
             else None
         )
-        self.resume(0)
+        self.resume(updates)
 
     def resume(self, updates: int) -> None:
         """Continue after that many updates, with the present moments."""
