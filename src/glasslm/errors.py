@@ -26,6 +26,16 @@ class InputError(GlasslmError, ValueError):
     exit_code = 2
 
 
+class CompilerError(InputError):
+    """torch.compile fails on this machine, for a `reason` in one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"torch.compile does not work here ({reason}): use --compile off, or fix the compiler"
+        )
+        self.reason = reason
+
+
 class DivergedError(GlasslmError, ArithmeticError):
     """Training diverged: its values are not finite, or far above a random guess."""
 

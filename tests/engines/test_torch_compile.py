@@ -1,11 +1,14 @@
 """A compiled model computes the same as an eager one, and is compiled once."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from glasslm.config.schema import ModelConfig
+from glasslm.config.schema import ComputeConfig, ModelConfig
+from glasslm.training import launch, step_timer
+from small_runs import read_json, small_config, write_text
 
 torch = pytest.importorskip("torch")
 
@@ -90,6 +93,20 @@ def test_a_failing_compiler_is_reported_in_one_line() -> None:
     ) as refusal:
         engine.accumulate(batch(), 1 / (B * T))
     assert "\n" not in str(refusal.value)
+
+
+@torch._inductor.config.patch({"cpp.cxx": (None, "/bin/false"), "force_disable_caches": True})
+def test_an_automatic_compilation_that_fails_leaves_the_run_uncompiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_timer, "MIN_COMPILED_RUN_S", {"cpu": 0.0})
+    messages: list[str] = []
+    compute = ComputeConfig(engine="torch", device="cpu", precision="fp32")
+    config = small_config(write_text(tmp_path / "text.txt"), max_steps=2)
+    run = tmp_path / "run"
+    launch.train(config, compute, run, notify=messages.append)
+    assert read_json(run / "run.json")["compiled"] is False
+    assert "not compiled: torch.compile does not work here (" in "\n".join(messages)
 
 
 @torch._dynamo.config.patch(error_on_recompile=True)

@@ -26,7 +26,7 @@ from glasslm.engines import factory
 from glasslm.engines.choice import resolve_micro_batch_size
 from glasslm.engines.memory_estimate import numpy_memory_bytes
 from glasslm.engines.numpy.engine import NumpyEngine
-from glasslm.errors import DamagedError, ExhaustedError, InputError, InUseError
+from glasslm.errors import CompilerError, DamagedError, ExhaustedError, InputError, InUseError
 from glasslm.model.parameters import parameter_table
 from glasslm.report import run_report
 from glasslm.runs import metrics, run_folder
@@ -287,6 +287,38 @@ def test_a_fallback_is_recorded_where_the_report_finds_it(
     (warning,) = logged_lines(run, "warning")
     assert (warning["step"], warning["code"]) == (0, "fallback")
     assert "text" in warning["message"]
+
+
+def test_a_compilation_that_fails_is_a_note_unless_it_was_asked_for(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computes: list[ComputeConfig] = []
+
+    def fail(*_: Any) -> Any:
+        raise CompilerError("no C++ compiler works")
+
+    def make(config: RunConfig, vocab_size: int, compute: ComputeConfig, **settings: Any) -> Any:
+        computes.append(compute)
+        plain = dataclasses.replace(compute, compile="off")
+        engine: Any = factory.make_engine(config, vocab_size, plain, **settings)
+        if compute.compile == "on":
+            engine.accumulate = fail
+        return engine
+
+    monkeypatch.setattr(launch, "make_engine", make)
+    monkeypatch.setattr(launch.step_timer, "should_compile", lambda compute, s: True)
+    messages: list[str] = []
+    config, run = small_config(text, max_steps=2), tmp_path / "run"
+    launch.train(config, COMPUTE, run, notify=messages.append)
+    assert [compute.compile for compute in computes] == ["auto", "on", "off"]
+    assert read_json(run / "run.json")["compiled"] is False
+    note = "not compiled: torch.compile does not work here (no C++ compiler works)"
+    assert note in "\n".join(messages)
+    assert "compiled: the run is long" not in "\n".join(messages)
+    monkeypatch.setattr(launch, "_choose_compute", lambda config, size, compute: (compute, []))
+    asked = ComputeConfig(engine="numpy", device="cpu", precision="fp32", compile="on", threads=1)
+    with pytest.raises(InputError, match=r"compile does not work here .*use --compile off"):
+        launch.train(config, asked, tmp_path / "other", notify=ignore_message)
 
 
 # -- time ------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.config.units import parse_duration
 from glasslm.data.dataset import Dataset, Split
 from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
-from glasslm.data.sources.text_files import Source
 from glasslm.engines.choice import can_compile, choose_engine, compute_from_record
 from glasslm.engines.factory import make_engine
 from glasslm.engines.operations import (
@@ -30,7 +29,7 @@ from glasslm.engines.operations import (
 )
 from glasslm.engines.protocol import Engine
 from glasslm.engines.resources import count_ranks, thread_count
-from glasslm.errors import DamagedError, DivergedError, InputError
+from glasslm.errors import CompilerError, DamagedError, DivergedError, InputError
 from glasslm.model.parameters import parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.blas import warn_of_slow_kernel
@@ -125,7 +124,7 @@ def train(
         with _delete_if_interrupted(run_dir):
             return _run_loop(
                 RunSetup(run, engine, inputs.dataset, display, inputs.old_text, limit=limit),
-                first_lines=[plan_line, *_fallback_warning(inputs.source)],
+                first_lines=[plan_line, *inputs.warnings],
                 started=preparation.started,
                 notify=notify,
                 tracker_names=tracker_names,
@@ -287,9 +286,17 @@ def _prepare_engine(
 
     engine, length = make_and_time(compute)
     if step_timer.should_compile(compute, length.seconds):
-        reasons.append("compiled: the run is long enough to repay the compilation")
         del engine  # memory may not hold two
-        engine, length = make_and_time(dataclasses.replace(compute, compile="on"))
+        try:
+            engine, length = make_and_time(dataclasses.replace(compute, compile="on"))
+            reasons.append("compiled: the run is long enough to repay the compilation")
+        except CompilerError as error:
+            if count_ranks() > 1:  # the other ranks have ended
+                raise
+            reasons.append(f"not compiled: torch.compile does not work here ({error.reason})")
+            compute = dataclasses.replace(compute, compile="off")
+        if compute.compile == "off":  # not above, where the error keeps the memory of the engine
+            engine, length = make_and_time(compute)
     reasons += length_notes(length, len(dataset.val.tokens))
     return engine, length
 
@@ -388,11 +395,3 @@ def _run_loop(
     elapsed_s = time.perf_counter() - started
     signal_number = loop.signal or interrupt.received
     return make_outcome(run, status, signal_number, elapsed_s, loop.limit.samples_s())
-
-
-def _fallback_warning(source: Source | None) -> list[Line]:
-    """The warning that another corpus took the place of the default one."""
-    if source is None or not source.fallback:
-        return []
-    message = f"Shakespeare could not be downloaded: training on the corpus '{source.name}' instead"
-    return [{"kind": "warning", "step": 0, "code": "fallback", "message": message}]

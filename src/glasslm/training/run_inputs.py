@@ -18,6 +18,7 @@ from glasslm.data.sources.text_files import Source
 from glasslm.engines.protocol import State
 from glasslm.errors import DamagedError, InputError
 from glasslm.model.parameters import initial_weights, parameter_table
+from glasslm.runs.metrics import Line
 from glasslm.text import Notify
 from glasslm.training.chat_run import open_chat, with_conversations
 from glasslm.training.fine_tuning import BaseRun
@@ -49,6 +50,17 @@ class RunInputs:
             return self.base.first_weights(config, self.dataset.tokenizer)
         table = parameter_table(config.model, self.dataset.tokenizer.vocab_size)
         return initial_weights(table, config.train.seed)
+
+    @property
+    def warnings(self) -> list[Line]:
+        """The warning of the log where another corpus took the place of the default one."""
+        if self.source is None or not self.source.fallback:
+            return []
+        message = (
+            f"Shakespeare could not be downloaded: training on the corpus '{self.source.name}' "
+            "instead"
+        )
+        return [{"kind": "warning", "step": 0, "code": "fallback", "message": message}]
 
 
 def require_documents(config: RunConfig) -> None:

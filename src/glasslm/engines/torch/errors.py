@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from glasslm.errors import InputError
+from glasslm.errors import CompilerError
 from glasslm.text import to_one_line
 
 
@@ -26,7 +26,7 @@ def memory_errors() -> Iterator[None]:
 
 @contextmanager
 def compiler_errors() -> Iterator[None]:
-    """A context that raises InputError, in one line, where torch.compile fails."""
+    """A context that raises CompilerError, in one line, where torch.compile fails."""
     try:
         yield
     except RuntimeError as error:
@@ -38,6 +38,4 @@ def compiler_errors() -> Iterator[None]:
             if line.strip() and not line.endswith("raised:")
         ]
         reason = to_one_line(lines[0]) if lines else type(error).__name__
-        raise InputError(
-            f"torch.compile does not work here ({reason}): use --compile off, or fix the compiler"
-        ) from error
+        raise CompilerError(reason) from error
