@@ -246,6 +246,15 @@ def test_a_block_that_adds_nothing_is_found(measurement: Measurement) -> None:
     assert "block 1" in finding.evidence
 
 
+@pytest.mark.parametrize(("scale", "is_bad"), [(1e-6, False), (0.0, True)])
+def test_the_norm_after_an_output_gives_it_another_size(
+    measurement: Measurement, scale: float, is_bad: bool
+) -> None:
+    small = dataclasses.replace(measurement, added_rms=scale * measurement.added_rms)
+    c = config_of(norm_position="sandwich").model
+    assert (signals.judge_depth(small, c).verdict == "bad") == is_bad
+
+
 def test_an_adapter_that_waits_for_its_other_half_is_not_cut_off(measurement: Measurement) -> None:
     config = config_of(lora_rank=2)
     table = parameter_table(config.model, 20)

@@ -1,18 +1,19 @@
 """The names under which `Engine.inspect` gives activations and gradients: the same in both engines.
 
 B rows, T positions, D width, H heads, Q head size, F inner width of the feed-forward, V vocabulary,
-n tokens of an expert. An Edit overwrites those with a star.
+n tokens of an expert. An Edit overwrites those with a star. With norms before the sublayers (pre),
+the outputs of attention and feed-forward are what they add to the stream.
 
   * embedding                                    (B, T, D)     the residual stream before block 0
     blocks.0.attention.scores                    (B, H, T, T)  before the softmax; hidden: -inf
     blocks.0.attention.weights                   (B, H, T, T)  softmax of scores and ALiBi's bias
   * blocks.0.attention.heads                     (B, T, H, Q)  each head's mean of values, before o
-  * blocks.0.attention                           (B, T, D)     what attention adds to the stream
+  * blocks.0.attention                           (B, T, D)     its output, before a norm after it
     blocks.0.feedforward.preactivation           (B, T, F)     the input of the activation function
   * blocks.0.feedforward.activation              (B, T, F)     the neurons: the input of down
     blocks.0.feedforward.experts.0.preactivation (n, F)        of an expert (shared: (B, T, F))
     blocks.0.feedforward.experts.0.activation    (n, F)        of an expert (shared*: (B, T, F))
-  * blocks.0.feedforward                         (B, T, D)     what the feed-forward adds
+  * blocks.0.feedforward                         (B, T, D)     its output, before a norm after it
   * blocks.0                                     (B, T, D)     the residual stream after the block
     norm                                         (B, T, D)     after the last norm, with pre-norm
     logits                                       (B, T, V)

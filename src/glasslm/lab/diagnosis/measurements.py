@@ -30,7 +30,7 @@ class Measurement:
     # The loss if the logit of the token just read were the mean of the logits at its position
     loss_without_copy: float
     stream_rms: Array  # (L + 1,) of the residual stream before the first block and after each block
-    added_rms: Array  # (L, 2) of what attention and feed-forward add to the stream
+    added_rms: Array  # (L, 2) of the outputs of attention and feed-forward, before a norm after it
     stream_gradient: Array  # (L + 1,) L2 norm of the gradient at the same places of the stream
     gradient_norms: dict[str, float]  # L2 norm of the gradient of each trained weight
     entropy: Array  # (L, H) of attention, divided by the entropy of uniform attention

@@ -196,8 +196,10 @@ def judge_depth(measurement: Measurement, c: ModelConfig) -> Finding:
     block_inputs = np.maximum(measurement.stream_rms[:-1], 1e-30)
     added_shares = measurement.added_rms.max(1) / block_inputs
     least = float(added_shares.min())
+    # In a sandwich a norm follows and gives every output but zero another size.
+    is_idle = least == 0 if c.norm_position == "sandwich" else least < MIN_ADDED_SHARE
     evidence = f"rms {stream[0]:.3g} to {stream[-1]:.3g} over {c.n_layers} blocks {when}"
-    if least < MIN_ADDED_SHARE or not np.isfinite(stream).all():
+    if is_idle or not np.isfinite(stream).all():
         evidence += f"; block {int(added_shares.argmin())} adds {least:.1g} of its input"
         return Finding(
             signal,
