@@ -102,6 +102,8 @@ class Embedding(nn.Embedding, Replaceable):
 class RMSNorm(nn.RMSNorm, Replaceable):
     """x (..., D) -> (..., D): arXiv:1910.07467, over the last axis."""
 
+    is_wide = False  # whether it multiplies in the type of the weights instead of that of x
+
     def __init__(self, width: int, eps: float, operation: str = "rms_norm") -> None:
         """`operation` is its name for a file, which replaces rms_norm."""
         super().__init__(width, eps)
@@ -112,11 +114,9 @@ class RMSNorm(nn.RMSNorm, Replaceable):
             rows = upcast(x)
             gain = self.gain().to(rows.dtype)
             return apply_to_rows(replaced, rows, gain, eps=self.eps).to(x.dtype)
-        return self.normalize(x)
-
-    def normalize(self, x: Tensor) -> Tensor:
-        """The norm of x (..., D) by PyTorch, (..., D)."""
-        return F.rms_norm(x, self.normalized_shape, self.gain().to(x.dtype), self.eps)
+        wide = x.to(self.weight.dtype) if self.is_wide else x
+        gain = self.gain().to(wide.dtype)
+        return F.rms_norm(wide, self.normalized_shape, gain, self.eps).to(x.dtype)
 
     def gain(self) -> Tensor:
         """What the normalized input is multiplied by, (D,)."""
@@ -127,10 +127,7 @@ class RMSNorm(nn.RMSNorm, Replaceable):
 class RMSNorm1p(RMSNorm):
     """x (..., D) -> (..., D): RMSNorm with the gain 1 + weight, as in Gemma."""
 
-    def normalize(self, x: Tensor) -> Tensor:
-        # In half precision 1 + weight would lose small weights. So does Gemma's own code.
-        gain = self.gain()
-        return F.rms_norm(x.to(gain.dtype), self.normalized_shape, gain, self.eps).to(x.dtype)
+    is_wide = True  # as Gemma's own code is: in half precision 1 + weight loses small weights
 
     def gain(self) -> Tensor:
         return self.weight + 1
