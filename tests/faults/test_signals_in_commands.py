@@ -107,7 +107,7 @@ def slow_library(method: str) -> Callable[[Ready], None]:
 
 
 def endless_evaluation(after: int) -> Callable[[Ready], None]:
-    """The evaluation number `after` has batches without end."""
+    """The evaluation after `after` others has batches without end. Planning a run makes two."""
 
     def prepare(ready: Ready) -> None:
         from glasslm.inference import evaluation
@@ -148,7 +148,7 @@ def commands(folder: Path) -> dict[str, tuple[list[str], Callable[[Ready], None]
         **(exports if importlib.util.find_spec("gguf") else {}),
         "BPE training": (train_command(text, out, **bpe), slow_library("train_from_iterator")),
         "tokenization": (train_command(text, out, **bpe, val_fraction=0.2), encode),
-        "last evaluation": (train_command(text, folder / "cut", **TINY), endless_evaluation(2)),
+        "last evaluation": (train_command(text, folder / "cut", **TINY), endless_evaluation(4)),
         "evaluate": (["evaluate", base, "--threads", "1"], endless_evaluation(0)),
         "callbacks": (["evaluate", base], patch("glasslm.cli.evaluate:load_model", callbacks)),
         "generate": (["generate", base, "--prompt", "a"],

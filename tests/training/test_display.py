@@ -533,7 +533,7 @@ def test_words_for_numbers() -> None:
         "999 B",
         "1 kB",
         "210 MB",
-        "5e+03 GB",
+        "5 TB",
     ]
     assert [format_number(x, ".1f") for x in (1.25, None, math.nan, math.inf)] == [
         "1.2",
