@@ -176,8 +176,6 @@ def test_a_missing_run_has_the_name_that_help_gives_it(
     [
         ("scale --budget 5m --max-steps=9", "leave it out"),
         ("capstone --budget 5m --max-steps 9", "leave out --max-steps"),
-        ("generate RUN --compare --temperature 0.1", "leave out --temperature, or --compare"),
-        ("generate RUN --compare --top_k 5 --seed 1", "leave out --top-k, or --compare"),
     ],
 )
 def test_a_flag_without_an_effect_is_refused_with_the_cure(
@@ -187,6 +185,12 @@ def test_a_flag_without_an_effect_is_refused_with_the_cure(
     assert code == 2
     assert message.endswith(f"{cure}\n")
     assert message.count("\n") == 1
+
+
+def test_sampling_flags_beside_compare_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "generate RUN --compare --temperature 0.1 --top_k 5 --seed 1"
+    _, message = run_command(command.split(), capsys)
+    assert "--compare has samplers of its own: no effect of --temperature and --top-k" in message
 
 
 @pytest.mark.parametrize("flag", ["--help", "--help-all"])

@@ -183,9 +183,7 @@ def test_an_empty_base_is_refused_by_the_call_too() -> None:
 @pytest.mark.parametrize(
     ("flags_class", "argv", "message"),
     [
-        (train.Flags, "--vocab-size 300", "--vocab-size needs --tokenizer bpe"),
-        (train.Flags, "--vocab-size 300 --tokenizer gpt2", "--vocab-size needs --tokenizer bpe"),
-        (ablate.Flags, "--axes norm --vocab-size 300", "--vocab-size needs --tokenizer bpe"),
+        (ablate.Flags, "--axes norm --max-results 9", "--max-results needs --corpus arxiv"),
         (train.Flags, "--corpus python --category hep-th", "--category needs --corpus arxiv"),
         (train.Flags, "--max-results 9", "--max-results needs --corpus arxiv"),
         (
@@ -208,9 +206,16 @@ def test_a_flag_without_effect_is_refused(flags_class: type, argv: str, message:
         parse(flags_class, argv.split(), "glasslm", "")
 
 
+def test_a_vocabulary_size_without_effect_is_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, tokenizer in (("", "char"), ("--tokenizer gpt2", "gpt2"), ("--tokenizer bpe", "")):
+        parse(train.Flags, ["--vocab-size", "300", *words.split()], "glasslm train", "")
+        note = f"--vocab-size has no effect: the tokenizer {tokenizer} sets its own size"
+        assert (note in capsys.readouterr().err) == bool(tokenizer)
+
+
 def test_a_setting_without_effect_is_refused_by_the_call_too() -> None:
-    with pytest.raises(InputError, match="--vocab-size needs --tokenizer bpe"):
-        glasslm.train(text_file="book.txt", vocab_size=300)
+    with pytest.raises(InputError, match="--max-results needs --corpus arxiv"):
+        glasslm.train(text_file="book.txt", max_results=9)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +309,7 @@ def test_the_help_of_finetune_has_the_defaults_of_its_recipe(
         shown = re.search(rf"{flag}.*?\(default:\s(.*?)\)", text, re.MULTILINE | re.DOTALL)
         assert shown is not None, name
         assert " ".join(shown[1].split()) == default, name
-    for flag in ("--d-model", "--bias", "--tokenizer", "--special-tokens", "--init-from"):
+    for flag in ("--d-model", "--bias", "--tokenizer", "--init-from"):
         assert f"\n  {flag} " not in text
 
 

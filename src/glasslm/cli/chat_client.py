@@ -57,14 +57,14 @@ class RemoteAnswers:
     def _read_pieces(self, response: Any) -> Iterator[str]:
         import requests
 
-        has_events, other = False, b""
+        has_events, plain_body = False, b""
         with response:
             try:
                 for line in response.iter_lines():
                     if not line.startswith(b"data:"):
                         # A comment keeps the connection open; another line may be no stream.
                         if not (has_events or line.startswith(b":")):
-                            other += line[: MAX_PLAIN_BYTES - len(other)]
+                            plain_body += line[: MAX_PLAIN_BYTES - len(plain_body)]
                         continue
                     has_events = True
                     data = line.removeprefix(b"data:").removeprefix(b" ")
@@ -78,7 +78,7 @@ class RemoteAnswers:
                     f"the answer of {self._url} broke off: {to_one_line(str(error), 100)}"
                 ) from None
         if not has_events:
-            yield _piece_of(self._parse_plain(other))
+            yield _piece_of(self._parse_plain(plain_body))
 
     def _parse_plain(self, body: bytes) -> Any:
         """The JSON of an answer that is no stream: some servers answer at once all the same."""

@@ -40,7 +40,7 @@ OF_RUN = "that of RUN"  # the default of a setting that is taken over from the t
 FIXED_FIELDS = frozenset(
     [
         *({field.name for field in fields(ModelConfig)} - OVERRIDABLE_FIELDS),
-        *("tokenizer", "vocab_size", "special_tokens", "init_from"),
+        *("tokenizer", "vocab_size", "init_from"),
     ]
 )
 

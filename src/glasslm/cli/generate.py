@@ -90,7 +90,7 @@ class Flags:
 def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm generate", DESCRIPTION)
     if flags.compare:
-        _refuse_sampling(given_fields(argv))
+        _name_unused_sampling(given_fields(argv))
     model = load_model(
         flags.run,
         parse_checkpoint(flags.checkpoint),
@@ -115,15 +115,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _refuse_sampling(given: set[str]) -> None:
-    """Raise InputError for a setting that each sampler of --compare has for itself."""
-    for name in (setting.name for setting in fields(Sampling)):
-        if name in given and name != "seed":
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"--compare has samplers of its own, so {flag} has no effect: leave out {flag}, "
-                "or --compare"
-            )
+def _name_unused_sampling(given: set[str]) -> None:
+    """Print a note with the settings that each sampler of --compare has for itself."""
+    unused = [
+        f"--{setting.name.replace('_', '-')}"
+        for setting in fields(Sampling)
+        if setting.name in given and setting.name != "seed"
+    ]
+    if unused:
+        notify(f"note: --compare has samplers of its own: no effect of {' and '.join(unused)}")
 
 
 def _ask_for_prompts(model: Model, flags: Flags) -> None:

@@ -82,11 +82,11 @@ def main(argv: list[str]) -> int:
             "to answer everybody"
         )
     for origin in flags.allow_origin:
-        if origin != "*" and not ORIGIN.fullmatch(origin):
+        if origin not in ("*", "null") and not ORIGIN.fullmatch(origin):
             raise InputError(
                 f"--allow-origin is {origin}: expected an origin as a browser sends it, "
-                "SCHEME://HOST[:PORT] in small letters, such as https://example.org, or *. Leave "
-                "out the path and the port 80 of http or 443 of https"
+                "SCHEME://HOST[:PORT] in small letters, such as https://example.org, or *, or null "
+                "(a file's page). Leave out the path and the port 80 of http or 443 of https"
             )
     if flags.follow and flags.checkpoint != "best":
         raise InputError("--follow serves the newest checkpoint: leave out --checkpoint")

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from glasslm.lab.tries.ledger import Ledger
 
 TOTAL_ALPHA = 0.05  # probability of any false accept in a ledger
-# The base sets the length and the start of both runs: no change may have its own.
-BASE_FIELDS = ("max_steps", "epochs", "max_time", "patience", "stop_at_loss", "init_from")
 EXIT_CODES = {"better": 0, "worse": 1, "not_distinguishable": 1, "diverged": 3}
 
 DESCRIPTION = """Accept or reject a change of the recipe. The base and the change
@@ -156,11 +154,17 @@ def _parse_changes(flags: Flags, checkout: str) -> Iterator[Change]:
             raise InputError(
                 f"--change '{words}' changes the seed: both sides have the same seeds, many of them"
             )
-        for name in BASE_FIELDS:
+        if changed.train.max_steps != flags.train.max_steps:
+            raise InputError(
+                "--max-steps belongs to the base, not into --change: the base and --match set the "
+                "length of both runs"
+            )
+        for name in sorted(REFUSED_IN_STUDIES):
             if getattr(changed.train, name) != getattr(flags.train, name):
+                flag = f"--{name.replace('_', '-')}"
                 raise InputError(
-                    f"--{name.replace('_', '-')} belongs to the base, not into --change: the base "
-                    "and --match set the length of both runs, which start from initial weights"
+                    f"{flag} does not work in a try, whose runs have the same number of steps and "
+                    f"start from initial weights: leave {flag} out of --change"
                 )
         ops = f"--ops {flags.operations.ops}" if flags.operations.ops else ""
         source = f"--source {flags.source}" if flags.source else ""

@@ -1,4 +1,4 @@
-"""Flags that have no effect beside the others: a new run refuses them.
+"""Flags that have no effect beside the others: a new run refuses or names them.
 
 The configs themselves accept them, because run.json of older runs may have them.
 """
@@ -10,6 +10,7 @@ from collections.abc import Collection
 from glasslm.config.data_config import DataConfig
 from glasslm.config.preference_config import PreferenceConfig
 from glasslm.errors import InputError
+from glasslm.text import notify
 
 
 def refuse_unused_flags(
@@ -20,14 +21,19 @@ def refuse_unused_flags(
 ) -> None:
     """Raise InputError for a field of `given`, those of the flags, that has no effect.
 
+    A vocabulary size beside another tokenizer than bpe is a note.
+
     `data`, `preference` and `init_from` have the values of all flags.
     """
+    if init_from and "vocab_size" in given:
+        raise InputError(
+            f"--vocab-size has no effect on the tokenizer of {init_from}: leave it out"
+        )
     preference = preference or PreferenceConfig()
     is_arxiv, has_reward = data.corpus == "arxiv", preference.reward is not None
     needs = {
         "category": (is_arxiv, "--corpus arxiv"),
         "max_results": (is_arxiv, "--corpus arxiv"),
-        "vocab_size": (data.tokenizer == "bpe", "--tokenizer bpe"),
         "beta": (bool(preference.preferences), "--preferences"),
         "group_size": (has_reward, "--reward"),
         "kl": (has_reward, "--reward"),
@@ -37,7 +43,7 @@ def refuse_unused_flags(
         if name in given and not has_effect:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"{flag} needs {needed}: give both, or leave out {flag}")
-    if init_from and "vocab_size" in given:
-        raise InputError(
-            f"--vocab-size has no effect on the tokenizer of {init_from}: leave it out"
+    if "vocab_size" in given and data.tokenizer != "bpe":  # as in a script for several tokenizers
+        notify(
+            f"note: --vocab-size has no effect: the tokenizer {data.tokenizer} sets its own size"
         )

@@ -18,6 +18,7 @@ from glasslm.config.schema import DataConfig, ModelConfig, RunConfig
 from glasslm.data.dataset import Split
 from glasslm.data.tokenizers import Tokenizer
 from glasslm.errors import DamagedError, InputError
+from glasslm.inference.evaluation import split_windows
 from glasslm.model.adapters import merge_adapters
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.model.vocabulary_growth import add_token_rows
@@ -121,8 +122,8 @@ class BaseRun:
     def old_text(self, block_size: int, notify: Notify) -> Split | None:
         """The base run's validation split.
 
-        None, with a note, where its text is missing, or it is a task and `block_size` tokens hold
-        no example.
+        None, with a note, where its text is missing, or `block_size` tokens hold no example of a
+        task, or no answer of conversations.
         """
         not_measured = f"note: forgetting of the text of {self.run.path} is not measured, because"
         try:
@@ -134,6 +135,15 @@ class BaseRun:
             notify(
                 f"{not_measured} its examples have {split.answers.line_length} tokens: "
                 f"give --block-size {split.answers.line_length} or more"
+            )
+            return None
+        windows = split_windows(
+            split, dataclasses.replace(self.run.config.model, block_size=block_size)
+        )
+        if not len(windows):
+            notify(
+                f"{not_measured} {block_size} tokens hold no answer of its conversations: "
+                "give a larger --block-size"
             )
             return None
         return split

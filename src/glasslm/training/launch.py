@@ -287,6 +287,7 @@ def _prepare_engine(
     engine, length = make_and_time(compute)
     if step_timer.should_compile(compute, length.seconds):
         del engine  # memory may not hold two
+        is_compiled = True
         try:
             engine, length = make_and_time(dataclasses.replace(compute, compile="on"))
             reasons.append("compiled: the run is long enough to repay the compilation")
@@ -294,9 +295,9 @@ def _prepare_engine(
             if count_ranks() > 1:  # the other ranks have ended
                 raise
             reasons.append(f"not compiled: torch.compile does not work here ({error.reason})")
-            compute = dataclasses.replace(compute, compile="off")
-        if compute.compile == "off":  # not above, where the error keeps the memory of the engine
-            engine, length = make_and_time(compute)
+            is_compiled = False
+        if not is_compiled:  # not above, where the error keeps the memory of the engine
+            engine, length = make_and_time(dataclasses.replace(compute, compile="off"))
     reasons += length_notes(length, len(dataset.val.tokens))
     return engine, length
 

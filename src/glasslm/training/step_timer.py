@@ -278,7 +278,8 @@ def _fit_time(
     val_tokens = len(dataset.val.tokens)
     n_final: int | None = None
     is_text = not config.preference.is_active  # otherwise an evaluation takes all that is held out
-    final_s = is_text * FINAL_PASSES * count_windows(config, val_tokens) * timer.window
+    n_windows = count_windows(config, val_tokens) if is_text else 0
+    final_s = FINAL_PASSES * n_windows * timer.window
     if final_s > FINAL_SHARE * left_s:
         n_final = max(0, int(FINAL_SHARE * left_s / (FINAL_PASSES * timer.window)))
     steps = _most_steps(config, dataset, timer, left_s, n_final)

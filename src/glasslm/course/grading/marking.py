@@ -114,8 +114,8 @@ def _mark_in_process(
     try:
         flags += find_remembered(function, exercise, seed)
         if exercise.has_backward and marks.forward == marks.backward == "right":
-            marks.growth, found = measure_growth(process, function, exercise, seed)
-            flags += found
+            marks.growth, growth_flags = measure_growth(process, function, exercise, seed)
+            flags += growth_flags
     except (LearnerStopped, Exception):  # of the learner's function, which the verdict names
         pass
     return marks

@@ -24,7 +24,7 @@ from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.runs import checkpoint
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify
-from glasslm.training.run_inputs import open_run_inputs, with_document_end
+from glasslm.training.run_inputs import open_run_inputs
 from glasslm.training.training_batch import training_batch
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def input_from_config(config: RunConfig, compute: ComputeConfig, notify: Notify)
     """
     config = admit_operations(config.resolve())
     inputs = open_run_inputs(config, notify)
-    config = with_document_end(config, inputs.dataset)
+    config = inputs.complete(config)
 
     def first_weights() -> State:
         return inputs.first_weights(config)
