@@ -267,6 +267,13 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 }  # fmt: skip
 
 
+def test_forgetting_needs_a_context_that_holds_an_answer(run: Run) -> None:
+    notes: list[str] = []
+    assert BaseRun(str(run.path)).old_text(run.config.model.block_size, notes.append) is not None
+    assert BaseRun(str(run.path)).old_text(1, notes.append) is None
+    assert "1 tokens hold no answer of its conversations" in notes[-1]
+
+
 @pytest.mark.parametrize(("argv", "reason"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_learnt_is_refused(
     argv: list[str], reason: str, base: Path, chat: Path, tmp_path: Path,
