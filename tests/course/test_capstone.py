@@ -70,7 +70,7 @@ def test_everything_is_in_one_folder_and_made_once(
     quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, out = write_text(tmp_path / "text.txt"), tmp_path / "capstone"
-    words = ["capstone", "--text-file", str(text), "--budget", "30s", "--out", str(out), *WORDS]
+    words = ["capstone", "--text-file", str(text), "--budget", "45s", "--out", str(out), *WORDS]
     assert cli.main(words) == 0
     page = out / "index.html"
     assert f"hand in: {page}" in capsys.readouterr().out
