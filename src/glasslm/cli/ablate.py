@@ -87,15 +87,14 @@ class Flags(RecipeFlags):
 
 
 def main(argv: list[str]) -> int:
-    from glasslm.cli.parsing import find_unread
+    from glasslm.cli.parsing import require_read
     from glasslm.lab.studies import ablation, ablation_report
     from glasslm.runs import run_folder
 
     flags = parse(argv)
     if flags.fit is not None:
         require(flags.measure == "loss", "--measure", flags.measure, "loss with --fit")
-        if unread := find_unread(argv, FIT_FLAGS):
-            raise InputError(f"--fit does not read {unread}: leave one of them out")
+        require_read("--fit", argv, FIT_FLAGS)
         return _judge_table(flags, flags.fit)
     for name in ("columns", "baseline"):
         if getattr(flags, name):

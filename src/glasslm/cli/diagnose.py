@@ -123,7 +123,7 @@ def parse(argv: list[str]) -> Flags:
 
 def _refuse_unread(flags: Flags, argv: list[str]) -> None:
     """Raise InputError for a flag that --replay, --curve or --cookbook would ignore."""
-    from glasslm.cli.parsing import find_unread
+    from glasslm.cli.parsing import require_read
 
     if flags.replay is not None and flags.run is None:
         raise InputError("--replay needs a run: glasslm diagnose RUN --replay STEP")
@@ -141,9 +141,9 @@ def _refuse_unread(flags: Flags, argv: list[str]) -> None:
         for part in parts
         for config_field in dataclasses.fields(part)
     }
-    unread = find_unread(argv, read_flags)
-    if flags.run is not None or unread:
-        raise InputError(f"{mode} does not read {unread or 'RUN'}: leave one of them out")
+    require_read(mode, argv, read_flags)
+    if flags.run is not None:
+        raise InputError(f"{mode} does not read RUN: leave one of them out")
 
 
 def _diagnose(run_dir: Path | None, flags: Flags) -> int:

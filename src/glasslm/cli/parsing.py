@@ -105,6 +105,12 @@ def find_unread(argv: list[str], read_flags: Collection[str]) -> str | None:
     return next((word for word in words if word.replace("--no-", "--") not in read_flags), None)
 
 
+def require_read(mode: str, argv: list[str], read_flags: Collection[str]) -> None:
+    """Raise InputError for a flag of `argv` that a command ignores with the flag `mode`."""
+    if unread := find_unread(argv, read_flags):
+        raise InputError(f"{mode} does not read {unread}: leave one of them out")
+
+
 def require_png(flag: str, path: Path | None) -> None:
     """Raise InputError for a picture that could not be written after minutes of work."""
     if path is not None and (

@@ -128,7 +128,7 @@ def main(argv: list[str]) -> int:
 
 def _require_mode(flags: Flags, argv: list[str]) -> None:
     """Raise InputError for flags that do not go together, or that would be ignored."""
-    from glasslm.cli.parsing import find_unread, given_fields
+    from glasslm.cli.parsing import given_fields, require_read
 
     given = given_fields(argv)
     if "max_steps" in given:
@@ -152,8 +152,7 @@ def _require_mode(flags: Flags, argv: list[str]) -> None:
         )
     if flags.budget is None:
         mode, read_flags = ("--plan", PLAN_FLAGS) if flags.fit is None else ("--fit", FIT_FLAGS)
-        if unread := find_unread(argv, read_flags):
-            raise InputError(f"{mode} does not read {unread}: leave one of them out")
+        require_read(mode, argv, read_flags)
 
 
 def _further_questions(
