@@ -23,9 +23,7 @@ from glasslm.data.dataset import Dataset, Split
 from glasslm.data.tokenizers import ByteTokenizer
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch, Update
-from glasslm.errors import DivergedError, InputError
-from glasslm.inference import generation
-from glasslm.inference.sampling import Sampling
+from glasslm.errors import InputError
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.training import step_timer
 from glasslm.training.evaluation_windows import (
@@ -70,6 +68,7 @@ class SlowEngine:
     def __init__(self, micro: int, threads: int) -> None:
         self.micro, self.threads, self.now = micro, threads, 0.0
         self.rows_at_once = micro * threads
+        self.n_updates = 0
 
     def turns(self, rows: int) -> int:
         return math.ceil(math.ceil(rows / self.micro) / self.threads)
@@ -81,6 +80,7 @@ class SlowEngine:
 
     def update(self, lr: float, skip_above: float = math.inf) -> Update:
         self.now += 0.25
+        self.n_updates += 1
         return Update(1.0, True, True)
 
     def losses(self, tokens: Any, targets: Any) -> Any:
@@ -332,17 +332,27 @@ def test_either_engine_is_timed(engine: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert 0 < run_seconds(small, data, measured) < math.inf
 
 
-def test_a_model_that_diverges_in_the_timed_steps_is_timed_too() -> None:
+def test_timed_steps_change_no_weight_at_any_rate() -> None:
     wild = config(d_model=32, n_layers=2, n_heads=2, sample_interval=5, lr=1e9)
     engine = make_engine(wild, 256, ComputeConfig(engine="numpy", threads=1), training=True)
-    engine.load(initial_weights(parameter_table(wild.model, 256), 0))
-    with np.errstate(all="ignore"):
-        assert step_timer.time_steps(wild, engine, dataset(), prepared()).sample > 0
-        with pytest.raises(DivergedError):  # it could not generate
-            list(generation.generate(
-                engine, ByteTokenizer(), [""], model_config=wild.model, max_new_tokens=1,
-                sampling=Sampling(),
-            ))  # fmt: skip
+    first = dict(initial_weights(parameter_table(wild.model, 256), 0))
+    engine.load(first.items())
+    assert step_timer.time_steps(wild, engine, dataset(), prepared()).sample > 0
+    weights = dict(engine.state())
+    for name, array in first.items():
+        np.testing.assert_array_equal(weights[name], array)
+
+
+def test_a_time_limit_is_planned_from_as_many_steps_as_fit_into_a_hundredth_of_it() -> None:
+    def steps(max_time: str | None) -> int:
+        engine: Any = SlowEngine(4, threads=1)  # a step of 4 rows takes 1.25 s
+        timed = config(batch_size=4, micro_batch_size=4, max_time=max_time)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(time, "perf_counter", lambda: engine.now)
+            step_timer.time_steps(timed, engine, dataset(), prepared())
+        return int(engine.n_updates)
+
+    assert [steps(limit) for limit in (None, "10m", "20m", "5h")] == [3, 5, 10, 50]
 
 
 @pytest.fixture

@@ -33,10 +33,16 @@ def row_keys(seed: int, step: int, rows: NDArray[np.int64], site: int) -> NDArra
 
 
 def mix_bits(h: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """murmur3's 32-bit finalizer of each element of h (any shape)."""
-    h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return h ^ (h >> np.uint32(16))
+    """murmur3's 32-bit finalizer of each element of h (any shape). Overwrites and returns h."""
+    shifted = h >> np.uint32(16)
+    h ^= shifted
+    h *= np.uint32(0x85EBCA6B)
+    np.right_shift(h, np.uint32(13), out=shifted)
+    h ^= shifted
+    h *= np.uint32(0xC2B2AE35)
+    np.right_shift(h, np.uint32(16), out=shifted)
+    h ^= shifted
+    return h
 
 
 def drop_threshold(p: float) -> int:

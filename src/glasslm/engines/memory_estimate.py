@@ -82,8 +82,8 @@ def _row_numbers(c: ModelConfig, vocab_size: int) -> int:
     D, F, H, T = c.d_model, c.d_ff, c.n_heads, c.block_size
     HQ, KQ = c.n_heads * c.head_size, c.n_kv_heads * c.head_size
     projection_width = 2 * F if c.is_gated else F
-    # Of a query and head: a logarithm, or exponentials for the keys of its tile.
-    scores = 1 if uses_flash(c, T) else (T + min(TILE_QUERIES, T)) / 2
+    scores_of_layers = [_scores_of_a_query(c, layer) for layer in range(c.n_layers)]
+    scores = sum(scores_of_layers) / c.n_layers
     # Norm, projections, scores, mixture and output of attention.
     saved_numbers: float = 2 * D + (HQ + 2 * KQ) + H * scores + HQ + D
     inner_numbers = projection_width + (3 * F if c.is_gated else F)  # products, activation
@@ -105,10 +105,20 @@ def _row_numbers(c: ModelConfig, vocab_size: int) -> int:
         saved_numbers += H * scores  # the tanh of each score
     temporary_scores = 3 if c.attention_softcap else 2
     temporary_numbers = (
-        temporary_scores * H * scores + 2 * (HQ + 2 * KQ) + 2 * projection_width + 2 * F + 4 * D
+        temporary_scores * H * max(scores_of_layers) + 2 * (HQ + 2 * KQ) + 2 * projection_width + 2 * F + 4 * D
     )
     non_block_numbers = 4 * D + 3 * vocab_size  # embedding, last norm, logits and loss
     return round(T * (c.n_layers * saved_numbers + temporary_numbers + non_block_numbers))
+
+
+def _scores_of_a_query(c: ModelConfig, layer: int) -> float:
+    """Numbers that attention keeps of a query and head: a logarithm, or the scores of its tile."""
+    T, window = c.block_size, c.kind_window(c.layer_kind(layer))
+    if uses_flash(c, T):
+        return 1
+    tile = min(TILE_QUERIES, T)
+    keys = (T + tile) / 2
+    return min(keys, window + tile - 1) if window else keys
 
 
 def torch_memory_bytes(

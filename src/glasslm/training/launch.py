@@ -279,7 +279,7 @@ def _prepare_engine(
         engine.load(inputs.first_weights(config))
         preparation.end_stage(ENGINE_STAGE.format(compute.engine))
         timer = step_timer.time_steps(config, engine, dataset, preparation, inputs.old_text)
-        engine.load(inputs.first_weights(config))  # timing has changed them
+        engine.load(inputs.first_weights(config))  # timing has made updates
         spent_s, stages = preparation.spent_s, preparation.stages
         length = fix_length(config, dataset, timer, spent_s, final_windows, stages)
         return engine, length

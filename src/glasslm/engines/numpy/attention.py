@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -97,13 +97,12 @@ def attention(
     biases = None if bias is None else bias.reshape(K, H // K, T, T)
     out = new((B, T, H, Q))
     outh, tiles = split_heads(out, K), []
-    for first in range(0, T, TILE_QUERIES):
-        end = min(first + TILE_QUERIES, T)  # also of the keys that causal attention lets it see
-        queries, tile = slice(first, end), np.s_[..., first:end, :end]
+    for queries, keys in query_tiles(T, window):
+        tile = np.s_[..., queries, keys]
         attend_back = _attend(
             qh[..., queries, :],
-            kh[..., :end, :],
-            vh[..., :end, :],
+            kh[..., keys, :],
+            vh[..., keys, :],
             None if biases is None else biases[tile],
             visible[tile],
             None if mask is None else mask[tile],
@@ -112,26 +111,36 @@ def attention(
             out=outh[..., queries, :],
             is_bounded=bound <= MAX_SAFE_EXPONENT,
         )
-        tiles.append((queries, attend_back))
+        tiles.append((queries, keys, attend_back))
 
     def backward(dout: Array) -> Array:
         delta = np.vecdot(dout, out).reshape(B, T, K, H // K).transpose(0, 2, 3, 1)[..., None]
         douth, dqkv = split_heads(dout, K), new((B, T, H + 2 * K, Q))
         dq, dk, dv = (split_heads(part, K) for part in np.split(dqkv, (H, H + K), axis=2))
-        for queries, attend_back in reversed(tiles):
+        written = T  # keys from here on have gradients of later queries
+        for queries, keys, attend_back in reversed(tiles):
             inputs = douth[..., queries, :], delta[..., queries, :], dq[..., queries, :]
-            end = queries.stop
-            if end == T:  # the first one here: its keys are all keys
-                attend_back(*inputs, dk, dv)
-                continue
-            dk_part, dv_part = new((B, K, 1, end, Q)), new((B, K, 1, end, Q))
-            attend_back(*inputs, dk_part, dv_part)
-            dk[..., :end, :] += dk_part
-            dv[..., :end, :] += dv_part
+            first, end = keys.start, keys.stop
+            if end == T:  # the first one here
+                attend_back(*inputs, dk[..., keys, :], dv[..., keys, :])
+            else:
+                parts = new((B, K, 1, end - first, Q)), new((B, K, 1, end - first, Q))
+                attend_back(*inputs, *parts)
+                for total, part in zip((dk, dv), parts):
+                    total[..., first:written, :] = part[..., : written - first, :]
+                    total[..., written:end, :] += part[..., written - first :, :]
+            written = first
         dqkv[:, :, :H] *= scale
         return dqkv
 
     return out, backward
+
+
+def query_tiles(T: int, window: int) -> Iterator[tuple[slice, slice]]:
+    """Tiles of T queries, and the keys that one of them can see by the causal mask or the window."""
+    for first in range(0, T, TILE_QUERIES):
+        end = min(first + TILE_QUERIES, T)
+        yield slice(first, end), slice(max(0, first - window + 1) if window else 0, end)
 
 
 def _attend(

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from glasslm.config.schema import FeedForward, Norm
 from glasslm.engines.dropout import drop_threshold, mix_bits
 
+HASHES_AT_ONCE = 1 << 15  # of a mask of dropout: few enough for the second-level cache
+
 Array = NDArray[Any]
 New = Callable[[tuple[int, ...]], Array]
 
@@ -327,9 +329,15 @@ def dropout_mask(shape: tuple[int, ...], p: float, keys: NDArray[np.uint32], new
     keys (B,): the shape consists of B equal parts, and the elements of each are numbered from 0.
     """
     mask = new(shape)
-    element = np.arange(mask.size // keys.size, dtype=np.uint32)
-    is_kept = mix_bits(element[None] ^ keys[:, None]) >= np.uint32(drop_threshold(p))
-    return np.multiply(is_kept.reshape(shape), 1 / (1 - p), out=mask, dtype=mask.dtype)
+    rows = mask.reshape(keys.size, -1)
+    element = np.arange(rows.shape[1], dtype=np.uint32)
+    width = max(1, HASHES_AT_ONCE // keys.size)
+    for first in range(0, element.size, width):
+        part = slice(first, first + width)
+        hashes = mix_bits(element[part] ^ keys[:, None])
+        is_kept = hashes >= np.uint32(drop_threshold(p))
+        np.multiply(is_kept, 1 / (1 - p), out=rows[:, part], dtype=mask.dtype)
+    return mask
 
 
 def cross_entropy(
