@@ -105,7 +105,11 @@ def _row_numbers(c: ModelConfig, vocab_size: int) -> int:
         saved_numbers += H * scores  # the tanh of each score
     temporary_scores = 3 if c.attention_softcap else 2
     temporary_numbers = (
-        temporary_scores * H * max(scores_of_layers) + 2 * (HQ + 2 * KQ) + 2 * projection_width + 2 * F + 4 * D
+        temporary_scores * H * max(scores_of_layers)
+        + 2 * (HQ + 2 * KQ)
+        + 2 * projection_width
+        + 2 * F
+        + 4 * D
     )
     non_block_numbers = 4 * D + 3 * vocab_size  # embedding, last norm, logits and loss
     return round(T * (c.n_layers * saved_numbers + temporary_numbers + non_block_numbers))
