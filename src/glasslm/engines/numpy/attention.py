@@ -137,7 +137,7 @@ def attention(
 
 
 def query_tiles(T: int, window: int) -> Iterator[tuple[slice, slice]]:
-    """Tiles of T queries, and the keys that one of them can see by the causal mask or the window."""
+    """Tiles of T queries, each with the keys that one of its queries can see."""
     for first in range(0, T, TILE_QUERIES):
         end = min(first + TILE_QUERIES, T)
         yield slice(first, end), slice(max(0, first - window + 1) if window else 0, end)
