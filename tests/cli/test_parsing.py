@@ -223,7 +223,7 @@ def test_a_setting_without_effect_is_refused_by_the_call_too() -> None:
     [
         ("shakespeare --corpus python", "both shakespeare and --corpus python were given"),
         ("python --category hep-th", "--category needs --corpus arxiv"),
-        ("shakespeare --text-file x", "both --corpus and --text-file were given"),
+        ("shakespeare --text-file x", "both the corpus shakespeare and --text-file were given"),
         ("task:copy --corpus python", "--corpus was given twice"),
     ],
 )

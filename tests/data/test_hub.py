@@ -208,7 +208,10 @@ def test_wikipedia_is_a_dataset_with_fixed_values(reader: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"hf_dataset": "a/b", "corpus": "python"}, "both --corpus and --hf-dataset .* choose one"),
+        (
+            {"hf_dataset": "a/b", "corpus": "python"},
+            "both the corpus python and --hf-dataset .* choose one",
+        ),
         ({"hf_dataset": "a/b", "text_file": ("x",)}, "both --text-file and --hf-dataset"),
         ({"hf_config": "en"}, "--hf-config needs --hf-dataset: give both"),
         ({"hf_split": "test", "corpus": "wikipedia"}, "--hf-split"),

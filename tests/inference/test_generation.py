@@ -450,6 +450,10 @@ def test_the_command_compares_samplers_and_obeys_a_grammar(run, capsys):
     captured = capsys.readouterr()
     json.loads(captured.out)
     assert "lacks" in captured.err  # this alphabet has no backslash
+    words = ["--prompt", "a", "--grammar", "json", "--compare", "--max-new-tokens", "8"]
+    assert glasslm.cli.main(["generate", str(run), *words]) == 0
+    texts = [text for text in capsys.readouterr().out.splitlines() if not text.startswith("== ")]
+    assert len([json.loads(text) for text in texts if text]) == 9
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_the_command_says_the_verdict_first_and_exits_by_it(
     assert "alpha and beta are equal" in facts["method"]
     assert facts["eta"]["value"] == pytest.approx(facts["alpha"]["value"] / 2)
     assert facts["tie"].keys() == {"accepted", "p"}
-    assert facts["columns"] == {"N": "`N`", "D": "`D`", "loss": "`loss`"}
+    assert facts["columns"] == {"N": "N", "D": "D", "loss": "loss"}
     assert facts["measured"] == "validation loss, nats per token"
     assert folders == ["scaling-good-csv", "scaling-noise-csv"]
     for words in (["--predict", "1,x"], ["--predict", "5"], ["--law", "1,2"]):

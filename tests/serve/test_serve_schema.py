@@ -52,6 +52,7 @@ WRONG: dict[str, list[Any]] = {
 
 WRONG_CHAT: dict[str, list[Any]] = {
     "messages": [None, [], {}, "a", [1], [{}], [{"role": "user"}], [{"role": 1, "content": "a"}],
+                 [{"role": "bad", "content": "a"}],
                  [{"role": "user", "content": 1}], 
                  [{"role": "user", "content": [{"type": "image_url"}]}],
                  [{"role": "user", "content": [{"type": "text", "text": 1}]}]],

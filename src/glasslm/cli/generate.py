@@ -242,6 +242,7 @@ def _print_texts(model: Model, flags: Flags, prompt: str, sampling: Sampling) ->
 
 def _print_comparison(model: Model, flags: Flags, prompt: str, sampling: Sampling) -> None:
     """Print each sampler's text for one prompt and seed, as a table on a terminal."""
+    prefix = "" if flags.grammar else prompt
     results = {
         name: _collect_texts(
             _generate_pieces(
@@ -262,12 +263,12 @@ def _print_comparison(model: Model, flags: Flags, prompt: str, sampling: Samplin
         table = Table("sampler", "text", show_lines=True)
         for name, texts in results.items():
             for text in texts:
-                start = (escape_control_chars(prompt), "dim")
+                start = (escape_control_chars(prefix), "dim")
                 table.add_row(name, Text.assemble(start, escape_control_chars(text.text)))
         Console().print(table)
     else:
         for name, texts in results.items():
-            print_escaped("\n".join(f"== {name} ==\n{prompt}{text.text}\n" for text in texts))
+            print_escaped("\n".join(f"== {name} ==\n{prefix}{text.text}\n" for text in texts))
 
 
 def _print_json(texts: list[_Text], prompt: str, seed: int, **extra: str) -> None:

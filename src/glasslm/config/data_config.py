@@ -134,21 +134,21 @@ class DataConfig:
         require(
             is_distinct and all(map(_is_token, self.special_tokens)),
             "special_tokens",
-            self.special_tokens,
+            " ".join(repr(token) for token in self.special_tokens),
             f"different texts of 1 to {MAX_SPECIAL_TOKEN} characters, none of blanks alone",
         )
 
     def _require_one_source(self) -> None:
         """Raise InputError for two sources, and for a setting of a dataset that is not given."""
         sources = {
-            "--corpus": self.corpus,
+            f"the corpus {self.corpus}": self.corpus,  # --corpus, or NAME of `glasslm corpus`
             "--text-file": self.text_file,
             "--hf-dataset": self.hf_dataset,
             "--chat": self.chat,
         }
-        flags = [flag for flag, value in sources.items() if value]
-        if len(flags) > 1:
-            raise InputError(f"both {' and '.join(flags)} were given: choose one of them")
+        given = [name for name, value in sources.items() if value]
+        if len(given) > 1:
+            raise InputError(f"both {' and '.join(given)} were given: choose one of them")
         if self.hf_dataset is not None:
             is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.hf_dataset, re.ASCII) is not None
             expected = "OWNER/NAME, as on https://huggingface.co/datasets"

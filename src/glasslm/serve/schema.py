@@ -24,6 +24,7 @@ from glasslm.serve.limits import Limits
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
 MAX_COMPLETION_LOGPROBS, MAX_CHAT_LOGPROBS = 5, 20  # OpenAI's
 MAX_BIAS = 100.0
+MESSAGE_ROLES = ("system", "developer", "user", "assistant", "tool")  # OpenAI's
 MAX_SEED = 2**64 - 1
 
 # Fields of OpenAI's API that would change the text and are not offered, with their neutral values.
@@ -338,8 +339,9 @@ def _read_messages(fields: Fields) -> list[dict[str, str]]:
         if not isinstance(message, dict):
             raise wrong_value(where, message, expected)
         role = message.get("role")
-        if not isinstance(role, str) or not role:
-            raise wrong_value(f"{where}.role", role, '"system", "user" or "assistant"')
+        if role not in MESSAGE_ROLES:
+            expected = "one of " + ", ".join(f'"{name}"' for name in MESSAGE_ROLES)
+            raise wrong_value(f"{where}.role", role, expected)
         content = message.get("content")
         messages.append({"role": role, "content": _read_content(content, f"{where}.content")})
         fields.note_unknown("messages", message.keys() - {"role", "content"})

@@ -47,7 +47,7 @@ class RunTable:
 
     runs: list[Observation]
     messages: list[str]
-    columns: dict[str, str] = field(default_factory=dict)  # role: column, for fit.json
+    columns: dict[str, str] = field(default_factory=dict)  # role: Column.notation, for fit.json
     loss_unit: str = "nats per token"
 
 
@@ -95,7 +95,7 @@ def read_runs(path: Path, mapping: Sequence[str] = ()) -> RunTable:
         *_check_compute(runs),
         *_check_repetition(table, chosen, runs),
     ]
-    taken = {role: str(column) for role, column in chosen.items()}
+    taken = {role: column.notation for role, column in chosen.items()}
     return RunTable(runs, messages, taken, unit.rpartition("converted to ")[2])
 
 

@@ -98,6 +98,13 @@ class Column:
             return number
         return number * self.factor
 
+    @property
+    def notation(self) -> str:
+        """The column in JSON, as in --columns: NAME or NAME*FACTOR; log(NAME) of perplexities."""
+        if self.perplexity:
+            return f"log({self.name})"
+        return f"{self.name}*{self.factor:g}" if self.factor != 1 else self.name
+
     def __str__(self) -> str:
         if self.perplexity:
             return f"the logarithm of `{self.name}`"
