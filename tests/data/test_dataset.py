@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Library
 
 from glasslm.config.schema import DataConfig
 from glasslm.data import dataset as dataset_module
 from glasslm.data import tokenizers
+from glasslm.data.cache import cache_dir
 from glasslm.data.dataset import (
     Dataset,
     load_run_dataset,
@@ -22,6 +25,7 @@ from glasslm.data.dataset import (
 from glasslm.data.sources import corpora
 from glasslm.data.sources.text_files import Source, source_file
 from glasslm.data.text_split import survey_text
+from glasslm.data.tokenizers import SubwordTokenizer
 from glasslm.errors import DamagedError, InputError
 
 
@@ -107,6 +111,27 @@ def test_identity_changes_with_text_split_and_tokenizer(tmp_path: Path) -> None:
         for data in configs
     ]
     assert len(set(keys)) == 8
+
+
+def test_tokens_that_dropout_drew_are_those_of_their_older_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "the cat sat on the mat, and the dog sat on the cat. " * 40
+    library = Library.from_str(tokenizers.train_bpe([text], 300).to_json())
+    library.model.dropout = 0.5
+    library.save(str(tmp_path / "tokenizer.json"))
+    source = source_of(tmp_path, text)
+    data = DataConfig(tokenizer=str(tmp_path / "tokenizer.json"), text_file=(source.files[0].path,))
+    with monkeypatch.context() as older:
+        older.setattr(SubwordTokenizer, "encoding_identity", SubwordTokenizer.sha256, False)
+        old = prepare_dataset(data, source, quiet)
+    for tokenizer in (None, old.tokenizer):
+        assert prepare_dataset(data, source, quiet, tokenizer).sha256 != old.sha256
+    assert load_run_dataset(data, old.facts, old.tokenizer, quiet).sha256 == old.sha256
+    shutil.rmtree(cache_dir("tokens") / old.sha256)
+    assert load_run_dataset(data, old.facts, old.tokenizer, quiet).old_sha256 == old.sha256
+    with pytest.raises(DamagedError, match="has changed"):
+        load_run_dataset(data, old.facts | {"sha256": "0" * 64}, old.tokenizer, quiet)
 
 
 def test_bpe_is_trained_on_the_training_part_only(tmp_path: Path) -> None:

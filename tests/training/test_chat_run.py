@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Library
 
 from chat_runs import NOUNS, learn_chat, make_byte_base, write_chat
 from glasslm.cli import main
@@ -16,6 +17,7 @@ from glasslm.config.schema import ComputeConfig, ModelConfig
 from glasslm.data.chat.chat_source import ChatSource
 from glasslm.data.chat.conversation_rows import ConversationRows, Conversations
 from glasslm.data.chat.named_templates import NAMED_TEMPLATES
+from glasslm.data.tokenizers import SubwordTokenizer, train_bpe
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import NO_TARGET
 from glasslm.inference import evaluation
@@ -34,7 +36,7 @@ from small_runs import (
     resume,
     without_report,
 )
-from tuned_runs import QUICK
+from tuned_runs import QUICK, make_base
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +250,26 @@ def test_evaluate_scores_the_answers(run: Run, capsys: pytest.CaptureFixture[str
     result = json.loads(capsys.readouterr().out)
     assert result["loss"] == pytest.approx(run.best_val_loss, rel=1e-6)
     assert "gzip_bpb" not in result
+def test_tokens_that_dropout_drew_are_reproduced(
+    tmp_path: Path, chat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older versions applied the dropout of a tokenizer.json; the cache has their tokens."""
+    library = Library.from_str(train_bpe([chat.read_text(encoding="utf-8")], 300).to_json())
+    library.model.dropout = 0.5
+    library.save(str(tmp_path / "tokenizer.json"))
+    flags: dict[str, Any] = {"tokenizer": tmp_path / "tokenizer.json", "block_size": 64}
+    base = make_base(tmp_path, max_steps=1, **flags)
+    with monkeypatch.context() as older:
+        older.setattr(SubwordTokenizer, "encoding_identity", SubwordTokenizer.sha256, False)
+        run = Run(learn_chat(base, chat, tmp_path / "run", max_steps=1))
+    newer = Run(learn_chat(base, chat, tmp_path / "newer", max_steps=1))
+    assert newer.record["data"]["sha256"] != run.record["data"]["sha256"]
+    with without_report():
+        assert main(["reproduce", str(run.path), "--run-dir", str(tmp_path / "again")]) == 0
+    again = Run(tmp_path / "again").record["data"]
+    assert again["sha256"] == run.record["data"]["sha256"]
+
+
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {

@@ -58,6 +58,7 @@ class Dataset:
     """A tokenized text.
 
     `facts` is the "data" of run.json. `sha256` identifies text, split and tokenizer together.
+    `old_sha256` is the identity that versions gave which applied the dropout of a tokenizer.
     """
 
     tokenizer: Tokenizer
@@ -66,6 +67,11 @@ class Dataset:
     test: Split | None
     facts: dict[str, Any]
     sha256: str
+    old_sha256: str = ""
+
+    def has_identity(self, sha256: str) -> bool:
+        """Whether a run with this identity has the same text, split and tokenizer."""
+        return sha256 in (self.sha256, self.old_sha256)
 
 
 def prepare_dataset(
@@ -82,7 +88,7 @@ def prepare_dataset(
     with explain_write_errors(folder), lock_folder(folder, notify):
         dataset = None
         if tokenizer is not None:
-            dataset = reopen_dataset(data, _identity(data, source, tokenizer))
+            dataset = reopen_dataset(data, _identity(data, source, tokenizer.encoding_identity))
         elif recipe is not None and recipe.is_file():
             dataset = reopen_dataset(data, recipe.read_text("utf-8", errors="replace"))
         if dataset is None:
@@ -96,7 +102,8 @@ def prepare_dataset(
     if tokenizer is None and data.tokenizer == "bpe":
         dataset_notes.notify_small_vocabulary(dataset.tokenizer.vocab_size, data.vocab_size, notify)
     own_files = [asdict(file) for file in source.files]
-    return replace(dataset, facts=dataset.facts | {"files": own_files})
+    old_sha256 = _identity(data, source, dataset.tokenizer.sha256)
+    return replace(dataset, facts=dataset.facts | {"files": own_files}, old_sha256=old_sha256)
 
 
 def reopen_dataset(data: DataConfig, data_sha256: str) -> Dataset | None:
@@ -140,7 +147,7 @@ def load_run_dataset(
     if dataset is None:
         source = corpora.find_run_source(data, facts, notify)
         dataset = prepare_dataset(data, source, notify, tokenizer)
-        if dataset.sha256 != facts["sha256"]:
+        if not dataset.has_identity(facts["sha256"]):
             raise DamagedError(
                 "the text of this run has changed since: "
                 f"its sha256 was {facts['sha256']}, not {dataset.sha256}: put the original back"
@@ -203,28 +210,15 @@ def _recipe_name(data: DataConfig, source: Source) -> str:
     if data.tokenizer == "bpe":
         tokenizer.append(data.vocab_size)
     elif data.tokenizer not in tokenizers.TOKENIZER_KINDS:
-        tokenizer = [tokenizers.read_tokenizer(data.tokenizer).sha256]
-    return hash_values(
-        RECIPE_FORMAT,
-        source.sha256,
-        data.encoding_errors,
-        data.val_fraction,
-        data.test_fraction,
-        *tokenizer,
-        *_text_settings(data),
-    )
+        tokenizer = [tokenizers.read_tokenizer(data.tokenizer).encoding_identity]
+    split = (data.encoding_errors, data.val_fraction, data.test_fraction)
+    return hash_values(RECIPE_FORMAT, source.sha256, *split, *tokenizer, *_text_settings(data))
 
 
-def _identity(data: DataConfig, source: Source, tokenizer: Tokenizer) -> str:
-    """Hash of text, split and tokenizer, which names the folder of a dataset."""
-    return hash_values(
-        source.sha256,
-        data.encoding_errors,
-        data.val_fraction,
-        data.test_fraction,
-        tokenizer.sha256,
-        *_text_settings(data),
-    )
+def _identity(data: DataConfig, source: Source, tokenizer: str) -> str:
+    """Hash of text, split and the identity of the tokenizer: the name of a dataset's folder."""
+    split = (data.encoding_errors, data.val_fraction, data.test_fraction)
+    return hash_values(source.sha256, *split, tokenizer, *_text_settings(data))
 
 
 def _text_settings(data: DataConfig) -> list[Any]:
@@ -285,7 +279,7 @@ def _build_dataset(
     dataset_notes.notify_survey(survey, source, data, folder, notify)
     if tokenizer is None:
         tokenizer = _make_tokenizer(data, source, survey, notify)
-    key = _identity(data, source, tokenizer)
+    key = _identity(data, source, tokenizer.encoding_identity)
     facts: dict[str, Any] = {"files": [asdict(file) for file in source.files], "sha256": key}
     facts |= {"special_tokens": survey.special_tokens} if survey.special_tokens else {}
     facts |= {"spelled_special_tokens": survey.spellings} if survey.spellings else {}

@@ -65,6 +65,7 @@ class Tokenizer(Protocol):
     unused_special_tokens: tuple[str, ...] = ()  # those that `encode` reads as ordinary text
     joins_words: bool = False  # whether the text of a token depends on its neighbours
     lossy_reason: str = ""  # why its tokens do not decode to the text; empty if they do
+    has_dropout: bool = False  # whether its file has a dropout, which `encode` does not apply
 
     def encode(self, text: str) -> TokenIds:
         """(N,) ids of `text`.
@@ -85,6 +86,11 @@ class Tokenizer(Protocol):
     def sha256(self) -> str:
         """Identity: tokenizers with the same hash give the same ids."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def encoding_identity(self) -> str:
+        """Identity of the ids in the cache: `sha256`, except where older versions drew merges."""
+        return f"{self.sha256} without dropout" if self.has_dropout else self.sha256
 
     @property
     def end_id(self) -> int | None:
@@ -158,9 +164,8 @@ class CharTokenizer(Tokenizer):
         return ids
 
     def to_json(self) -> str:
-        return own_tokenizer_json(
-            {"kind": self.kind, "alphabet": self.alphabet}, self.special_tokens
-        )
+        content = {"kind": self.kind, "alphabet": self.alphabet}
+        return own_tokenizer_json(content, self.special_tokens)
 
 
 class ByteTokenizer(Tokenizer):
@@ -219,7 +224,7 @@ class SubwordTokenizer(Tokenizer):
             self.unused_special_tokens = tuple(special)
         self._library.encode_special_tokens = not self.special_tokens  # True: they are text
         if description["model"].get("dropout"):  # it would merge at random; the file keeps it
-            self._library.model.dropout = None
+            self._library.model.dropout, self.has_dropout = None, True
         self.kind = detect_kind(description, bool(self.special_tokens))
         vocabulary = self._library.get_vocab(with_added_tokens=True)
         self.token_bytes = read_token_bytes(vocabulary, description)
@@ -342,11 +347,7 @@ def train_bpe(
 
 # GPT-2's merges and vocabulary, with the addresses and hashes that tiktoken uses.
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-_GPT2_MERGES = RemoteFile(
-    _GPT2_URL + "vocab.bpe",
-    456_318,
-    GPT2_MERGES_SHA256,
-)
+_GPT2_MERGES = RemoteFile(_GPT2_URL + "vocab.bpe", 456_318, GPT2_MERGES_SHA256)
 _GPT2_VOCABULARY = RemoteFile(
     _GPT2_URL + "encoder.json",
     1_042_301,
@@ -372,9 +373,8 @@ def load_gpt2(notify: Notify) -> SubwordTokenizer:
         paths.append(path)
     lines = paths[0].read_text(encoding="utf-8").split("\n")[1:-1]  # the first line is a version
     merges = [(left, right) for left, right in (line.split(" ") for line in lines)]
-    library = Tokenizer(
-        models.BPE(vocab=json.loads(paths[1].read_text(encoding="utf-8")), merges=merges)
-    )
+    vocabulary = json.loads(paths[1].read_text(encoding="utf-8"))
+    library = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     library.add_special_tokens(["<|endoftext|>"])

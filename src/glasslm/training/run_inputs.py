@@ -145,8 +145,10 @@ def open_run_inputs(config: RunConfig, notify: Notify, dataset: Dataset | None =
         )
     if config.data.chat is not None:
         opened, chat = open_chat(config, base, notify)
-        if dataset is not None and dataset.sha256 != opened.sha256:
+        if dataset is not None and not opened.has_identity(dataset.sha256):
             raise InputError("the conversations or their template have changed: restore them")
+        if dataset is not None and dataset.sha256 != opened.sha256:
+            opened = dataset  # its tokens are those of an older version
         return RunInputs(opened, None, base, chat)
     source = None
     if dataset is None and base and is_base_text:

@@ -37,10 +37,12 @@ def prepare_chat_dataset(
     tokenizer cannot express; ExhaustedError when the disk is full.
     """
     folder = cache_dir("tokens")
-    key = hash_values(
-        "chat", FORMAT, source.sha256, data.val_fraction, data.test_fraction,
-        vocabulary.tokenizer.sha256, dict(sorted(vocabulary.settings.items())),
-    )  # fmt: skip
+    tokenizer, settings = vocabulary.tokenizer, dict(sorted(vocabulary.settings.items()))
+    split = (source.sha256, data.val_fraction, data.test_fraction)
+    key, old_key = (
+        hash_values("chat", FORMAT, *split, identity, settings)
+        for identity in (tokenizer.encoding_identity, tokenizer.sha256)
+    )
     with explain_write_errors(folder), lock_folder(folder, notify):
         dataset = reopen_dataset(data, key)
         if dataset is None:
@@ -49,7 +51,7 @@ def prepare_chat_dataset(
             dataset = reopen_dataset(data, key)
             assert dataset is not None, f"tokens just written to {folder / key} do not verify"
     own_files = [asdict(file) for file in source.files]
-    return replace(dataset, facts=dataset.facts | {"files": own_files})
+    return replace(dataset, facts=dataset.facts | {"files": own_files}, old_sha256=old_key)
 
 
 def load_chat_dataset(
@@ -67,7 +69,7 @@ def load_chat_dataset(
         dataset = prepare_chat_dataset(data, source, vocabulary, notify)
     except InputError as error:
         raise DamagedError(f"the conversations of this run cannot be read again: {error}") from None
-    if dataset.sha256 != facts["sha256"]:
+    if not dataset.has_identity(facts["sha256"]):
         raise DamagedError(
             "the conversations of this run have changed since: "
             f"their sha256 was {facts['sha256']}, it is {dataset.sha256} now. Put the original back"
