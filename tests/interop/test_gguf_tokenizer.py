@@ -195,6 +195,11 @@ def test_other_rules_are_refused(tokenizer: Tokenizer) -> None:
         gguf_tokenizer.convert_tokenizer(tokenizer)
 
 
+def test_dropout_is_no_rule_of_a_trained_tokenizer() -> None:
+    model = UNSPLIT_BPE["model"] | {"dropout": 0.5}
+    assert gguf_tokenizer.convert_tokenizer(bpe_with(model=model)).merges
+
+
 def test_characters_beyond_ascii_are_refused() -> None:
     with pytest.raises(InputError, match=r"2 other characters \(äé\): train with --tokenizer byte"):
         gguf_tokenizer.convert_tokenizer(CharTokenizer("abäé"))

@@ -330,7 +330,16 @@ def test_fewer_rows_than_ids_are_refused_with_both(folder: Folder) -> None:
             hf_tokenizer.read_tokenizer(folder(MAKERS[kind]()), 200)
 
 
-def older_files(tokenizer: SubwordTokenizer, folder: Path) -> None:
+def test_dropout_stays_behind(folder: Folder) -> None:
+    """With it, AutoTokenizer would give other ids at each call."""
+    library = Library.from_str(tokenizers.train_bpe([TEXT], 300).to_json())
+    library.model.dropout = 0.9
+    ours = SubwordTokenizer(library.to_str())
+    theirs = Library.from_file(str(folder(ours) / "tokenizer.json"))
+    assert theirs.encode(TEXT).ids == ours.encode(TEXT).tolist()
+
+
+def older_files(tokenizer: SubwordTokenizer, folder: Path, encoding: str = "utf-8") -> None:
     model = json.loads(tokenizer.to_json())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
     merges = "".join(f"{a} {b}\n" for a, b in model["merges"])

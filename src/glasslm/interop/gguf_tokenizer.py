@@ -31,7 +31,6 @@ PRE_TOKENIZERS = {
 
 # Options of a tokenizer.json that llama.cpp does not have: of the model, and of an added token.
 UNSUPPORTED_MODEL_OPTIONS = (
-    "dropout",
     "unk_token",
     "continuing_subword_prefix",
     "end_of_word_suffix",

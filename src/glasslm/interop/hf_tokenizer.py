@@ -114,6 +114,8 @@ def _tokenizer_json(tokenizer: Tokenizer) -> TokenizerJson:
     if isinstance(tokenizer, ByteTokenizer):
         return _byte_bpe() | {"added_tokens": special}
     content: TokenizerJson = json.loads(tokenizer.to_json())
+    if "dropout" in content["model"]:  # merging at random; glasslm does not apply it either
+        content["model"]["dropout"] = None
     for token in content["added_tokens"]:
         token.pop("eos_token", None)  # glasslm's own mark
     # A post-processor may add tokens. The one of type ByteLevel does not: it only moves offsets.
@@ -327,9 +329,8 @@ def _pad_vocabulary(tokenizer: SubwordTokenizer, vocab_size: int, file: Path) ->
     unused = {f"<|unused_{i}|>": i for i in range(vocab_size) if i not in used}
     if not unused:
         return tokenizer
-    if isinstance(
-        content["model"]["vocab"], dict
-    ):  # a token of the vocabulary has its id written; an added token gets the next free one
+    if isinstance(content["model"]["vocab"], dict):
+        # A token of the vocabulary has its id written; an added token gets the next free one.
         content["model"]["vocab"] |= ids | unused
     content["added_tokens"] += [_special_token(text, i) for text, i in unused.items()]
     padded = SubwordTokenizer(json.dumps(content))
