@@ -210,7 +210,7 @@ def test_a_server_answers_and_drops_turns_by_its_own_context(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     url, requests = server
-    monkeypatch.setattr(sys, "stdin", io.StringIO("cat?\ncat?\ncat?\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffcat?\ncat?\ncat?\n"))
     flags = ["--server", url, "--api-key", "k", "--top-k", "3", "--system", "Be brief."]
     assert main(["chat", "m", *flags, "--temperature", "0"]) == 0
     out, err = capsys.readouterr()
@@ -218,6 +218,7 @@ def test_a_server_answers_and_drops_turns_by_its_own_context(
     path, key, body = requests[0]
     assert (path, key) == ("/v1/chat/completions", "Bearer k")
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert body["messages"][1] == {"role": "user", "content": "cat?"}
     assert (body["temperature"], body["top_k"], body["stream"]) == (0.0, 3, True)
     assert err.count("no longer reads the oldest 1 turn") == 2
     assert main(["chat", "x", "--server", url]) == 0

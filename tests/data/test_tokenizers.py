@@ -217,6 +217,12 @@ def test_dropout_of_a_file_is_for_its_training_alone(bpe: SubwordTokenizer) -> N
     assert tokenizers.parse_tokenizer(tokenizer.to_json()).sha256 == tokenizer.sha256
 
 
+def test_a_byte_order_mark_of_a_file_is_not_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(CharTokenizer("abc").to_json(), encoding="utf-8-sig")
+    assert tokenizers.read_tokenizer(path).sha256 == CharTokenizer("abc").sha256
+
+
 def test_wordpiece_bytes_join_to_words() -> None:
     tokenizer = tokenizers.parse_tokenizer(foreign_tokenizer("wordpiece").to_str())
     words = [word for word in sample_text().replace(",", "").replace(".", "").split() if word][:50]

@@ -388,7 +388,7 @@ def test_the_command_streams_text_or_prints_json(run, capsys):
 
 def test_the_command_takes_a_prompt_from_a_pipe(run, capsys, tmp_path, monkeypatch):
     piped = tmp_path / "prompt.txt"
-    piped.write_bytes(b"the ")
+    piped.write_bytes(b"\xef\xbb\xbfthe ")  # Windows may write a byte-order mark
     arguments = ["generate", str(run), "--max-new-tokens", "5"]
     with open(piped, encoding="utf-8") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)

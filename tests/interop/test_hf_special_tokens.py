@@ -21,6 +21,7 @@ from glasslm.errors import DamagedError, InputError
 from glasslm.inference.sampling import Sampling
 from glasslm.interop import hf
 from glasslm.interop.gguf_tokenizer import CONTROL, NORMAL, convert_tokenizer
+from glasslm.interop.hf_special_tokens import read_settings
 from glasslm.interop.model_card import render_card
 from glasslm.interop.model_export import load_export
 from small_runs import logged_lines, read_json, train, write_text
@@ -193,6 +194,11 @@ def test_a_fine_tuned_import_keeps_them_too(foreign: Path, tmp_path: Path) -> No
     assert read_json(tuned / "run.json")["tokenizer"]["transformers"] == settings
     assert load_export(str(tuned)).token_settings == settings
     assert read_json(tuned / "run.json")["data"]["special_tokens"] == {"</s>": 1}
+
+
+def test_a_byte_order_mark_is_not_part_of_a_template(foreign: Path) -> None:
+    (foreign / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8-sig")
+    assert read_settings(foreign, {}, {})["chat_template"] == TEMPLATE
 
 
 def test_a_damaged_template_is_refused(foreign: Path) -> None:

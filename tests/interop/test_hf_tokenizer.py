@@ -343,12 +343,14 @@ def older_files(tokenizer: SubwordTokenizer, folder: Path, encoding: str = "utf-
     model = json.loads(tokenizer.to_json())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
     merges = "".join(f"{a} {b}\n" for a, b in model["merges"])
-    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8", newline="\n")
+    merges = "#version: 0.2\n" + merges
+    (folder / "merges.txt").write_text(merges, encoding=encoding, newline="\n")
 
 
-def test_vocabulary_and_merges_are_read_where_they_are_gpt2s(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_vocabulary_and_merges_are_read_where_they_are_gpt2s(tmp_path: Path, encoding: str) -> None:
     ours = tokenizers.train_bpe([TEXT], 300)
-    older_files(ours, tmp_path)
+    older_files(ours, tmp_path, encoding)
     with pytest.raises(InputError, match="save_pretrained"):
         hf_tokenizer.read_tokenizer(tmp_path, 300)  # no file says how texts are split
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')

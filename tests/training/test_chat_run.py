@@ -169,9 +169,11 @@ def test_paths_are_found_from_another_folder(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "here" / "talks.jsonl").write_bytes(chat.read_bytes())
-    (tmp_path / "here" / "chat.jinja").write_text(NAMED_TEMPLATES["plain"].source)
+    source = NAMED_TEMPLATES["plain"].source
+    (tmp_path / "here" / "chat.jinja").write_text(source, encoding="utf-8-sig")
     flags = {"chat_template": "chat.jinja", "max_steps": 1}
     run = Run(learn_chat(base, Path("talks.jsonl"), Path("run"), **flags).resolve())
+    assert run.record["tokenizer"]["transformers"]["chat_template"] == source
     data = run.config.data
     assert data.chat == str(tmp_path / "here" / "talks.jsonl")
     assert data.chat_template == str(tmp_path / "here" / "chat.jinja")

@@ -165,7 +165,7 @@ def _read_lines() -> Iterator[str]:
             line = sys.stdin.readline()
             if not line:
                 return
-            yield line.rstrip("\r\n")
+            yield line.removeprefix("\ufeff").rstrip("\r\n")  # a file may begin with a mark
         except EOFError:
             print()
             return

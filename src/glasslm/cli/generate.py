@@ -294,11 +294,11 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def _read_standard_input() -> str:
-    """The prompt from a pipe or file, unchanged; empty if standard input is a terminal."""
+    """The prompt from a pipe or file, without a byte-order mark; empty from a terminal."""
     if sys.stdin is None or sys.stdin.isatty():
         return ""
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"the prompt on standard input is not UTF-8 (byte {error.start}): convert it first"

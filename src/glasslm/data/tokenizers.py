@@ -314,7 +314,7 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
         lambda why: InputError(f"the tokenizer {path} cannot be read: {why}"),
         UnicodeDecodeError,
     ):
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     try:
         return parse_tokenizer(text)
     except InputError as error:

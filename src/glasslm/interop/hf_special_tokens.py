@@ -217,7 +217,7 @@ def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str:
                 f"{MAX_CHAT_TEMPLATE_BYTES:,}"
             )
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise DamagedError(f"{path} is damaged: it is not UTF-8 ({error})") from None
     template = tokenizer_config.get("chat_template")

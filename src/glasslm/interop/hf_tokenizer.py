@@ -395,6 +395,6 @@ def _read_text(path: Path) -> str:
             f"{path} has {path.stat().st_size:,} bytes: expected at most {MAX_MERGES_BYTES:,}"
         )
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DamagedError(f"{path} is damaged: it is not UTF-8 ({error})") from None

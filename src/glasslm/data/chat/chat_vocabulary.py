@@ -94,7 +94,7 @@ def _read_template(path: str) -> str:
     ):
         if Path(path).stat().st_size > MAX_TEMPLATE_BYTES:
             raise InputError(f"--chat-template {path} has more than {MAX_TEMPLATE_BYTES:,} bytes")
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
 
 
 def _find_spellings(template: ChatTemplate) -> list[str]:
