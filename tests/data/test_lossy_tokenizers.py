@@ -145,6 +145,20 @@ def test_a_lossy_tokenizer_is_recognized_with_its_reason(name: str) -> None:
     assert tokenizers.parse_tokenizer(tokenizer.to_json()).lossy_reason == tokenizer.lossy_reason
 
 
+def test_corpus_inspect_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    for make in (byte_level, lambda: byte_level(normalizers.Lowercase())):
+        make().save(str(tmp_path / "tokenizer.json"))
+        flags = ["--text-file", str(tmp_path / "text.txt"), "--json"]
+        flags += ["--tokenizer", str(tmp_path / "tokenizer.json")]
+        assert main(["corpus", "inspect", *flags]) == 0
+        out, err = capsys.readouterr()
+        tokenizer = json.loads(out)["tokenizer"]
+        assert tokenizer["lossless"] == ("note: the tokenizer loses text" not in err)
+    assert "Lowercase" in tokenizer["lossy_reason"]
+    assert tokenizer["lossy_reason"] in err
+
+
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_a_lossless_tokenizer_has_bits_per_byte(name: str) -> None:
     tokenizer = SubwordTokenizer(LOSSLESS[name]().to_str())

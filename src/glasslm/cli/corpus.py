@@ -156,6 +156,7 @@ def _inspect(argv: list[str]) -> int:
     )
     from glasslm.data import corpus_statistics
     from glasslm.data.dataset import prepare_dataset
+    from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
 
     data = flags.data
     if flags.name and data.corpus:
@@ -167,6 +168,8 @@ def _inspect(argv: list[str]) -> int:
     refuse_unused_flags(parsing.given_fields(argv), data)
     source = corpora.find_source(data, notify)
     facts = corpus_statistics.measure_corpus(data, source, prepare_dataset(data, source, notify))
+    if why := facts["tokenizer"].get("lossy_reason"):
+        notify(f"note: {explain_lossy_tokenizer(why)}")
     if flags.json:
         print(json.dumps(facts))
     else:

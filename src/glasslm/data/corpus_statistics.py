@@ -56,10 +56,13 @@ def measure_corpus(data: DataConfig, source: Source, dataset: Dataset) -> dict[s
             "kind": tokenizer.kind,
             "vocab_size": tokenizer.vocab_size,
             "sha256": tokenizer.sha256,
+            "lossless": not tokenizer.lossy_reason,
         },
         "bytes_per_token": n_bytes / count,
         "characters_per_token": survey.characters / count,
     }
+    if tokenizer.lossy_reason:
+        result["tokenizer"]["lossy_reason"] = tokenizer.lossy_reason
     if isinstance(tokenizer, CharTokenizer):
         result["vocabulary"] = tokenizer.alphabet
     if isinstance(tokenizer, SubwordTokenizer):
