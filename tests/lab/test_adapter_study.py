@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from chat_runs import make_byte_base, write_chat
 from glasslm.cli import main
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.errors import InputError
@@ -154,6 +155,23 @@ def test_it_goes_on_where_it_stopped(
     assert calls == []
     assert [(folder / file).read_bytes() for file in ("adapters.csv", "report.md")] == before
     assert rows(folder) == rows(done)
+
+
+def test_a_study_of_conversations_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its runs record absolute paths, the tokens of the template, and where attention ends."""
+    base = make_byte_base(tmp_path, max_steps=1)
+    write_chat(tmp_path / "chat.jsonl")
+    monkeypatch.chdir(tmp_path)
+    flags = FLAGS | {"max_steps": 1, "study": "targets", "chat": "chat.jsonl", "run_dir": "study"}
+    argv = ["finetune", str(base), *flag_arguments(**flags)]
+    with without_report():
+        assert main(argv) == 0
+        calls = record_calls(monkeypatch)
+        assert main(argv) == 0
+    assert calls == []
+    assert "3 of 3 runs are finished already" in capsys.readouterr().err
 
 
 def test_sigterm_ends_the_program_when_all_is_saved(

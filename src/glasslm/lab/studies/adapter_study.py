@@ -25,6 +25,7 @@ from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import COMPLETED_STATUSES, eval_lines
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify, as_float, format_bytes, notify
+from glasslm.training.run_inputs import open_run_inputs, with_absolute_paths
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,6 +63,9 @@ def run_study(
 
     Raises InputError for an unknown kind, and if the folder has runs with other settings.
     """
+    # A run records the config as its inputs complete it, and a study that continues compares them.
+    config = with_absolute_paths(config.resolve())
+    config = open_run_inputs(config, notify).complete(config)
     trials = [Trial(name, variant) for name, variant in _list_variants(kind, config).items()]
     folder = run_folder.study_folder(folder, "adapters", kind, "--run-dir")
     notify(f"study: {folder} ({run_folder.continuation_hint(folder, '--run-dir')})")
