@@ -181,6 +181,9 @@ def test_paths_are_found_from_another_folder(
     monkeypatch.chdir(tmp_path)
     facts = dict(run.record["data"])
     assert ChatSource.reopen(older, facts).files[0].path == data.chat
+    record = read_json(run.path / "run.json")
+    record["config"]["data"]["chat"] = "talks.jsonl"
+    (run.path / "run.json").write_text(json.dumps(record), encoding="utf-8")
     with without_report():
         assert main(["reproduce", str(run.path), "--run-dir", "again"]) == 0
     (tmp_path / "here").rename(tmp_path / "there")  # with its text
@@ -247,11 +250,6 @@ def test_a_chat_is_reproduced_to_the_bit(
     assert "bit for bit" in capsys.readouterr().out
 
 
-def test_evaluate_scores_the_answers(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(run.path), "--json", "--engine", "numpy"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["loss"] == pytest.approx(run.best_val_loss, rel=1e-6)
-    assert "gzip_bpb" not in result
 def test_tokens_that_dropout_drew_are_reproduced(
     tmp_path: Path, chat: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +270,11 @@ def test_tokens_that_dropout_drew_are_reproduced(
     assert again["sha256"] == run.record["data"]["sha256"]
 
 
+def test_evaluate_scores_the_answers(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run.path), "--json", "--engine", "numpy"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["loss"] == pytest.approx(run.best_val_loss, rel=1e-6)
+    assert "gzip_bpb" not in result
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {

@@ -49,10 +49,7 @@ class ChatSource:
 
         A file that has moved together with the run may still be found by the name in `data`.
         """
-        recorded = facts["files"][0]["path"]
-        if data.chat != dialogues.NAME and os.path.isfile(recorded):
-            data = replace(data, chat=recorded)
-        return cls.open(data, facts["chat"].get("self_facts", {}))
+        return cls.open(with_recorded_path(data, facts), facts["chat"].get("self_facts", {}))
 
     @property
     def sha256(self) -> str:
@@ -86,6 +83,16 @@ class ChatSource:
         yield from read_conversations(path)
         if files.file_sha256(path) != self.sha256:
             raise InputError(f"{path} was changed while it was read: start the command again")
+
+
+def with_recorded_path(data: DataConfig, facts: Mapping[str, Any]) -> DataConfig:
+    """`data` of a run with the recorded path of its conversations, if that file still exists.
+
+    Older runs have the path as it was typed, which may be relative to another folder.
+    """
+    if data.chat in (None, dialogues.NAME) or not os.path.isfile(facts["files"][0]["path"]):
+        return data
+    return replace(data, chat=facts["files"][0]["path"])
 
 
 def count_splits(n: int, data: DataConfig) -> tuple[int, int, int]:

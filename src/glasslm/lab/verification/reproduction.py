@@ -14,6 +14,7 @@ import numpy as np
 
 from glasslm import files
 from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.data.chat.chat_source import with_recorded_path
 from glasslm.data.tasks.catalogue import line_length
 from glasslm.engines.choice import compute_from_record
 from glasslm.errors import DamagedError, InputError, require
@@ -224,7 +225,8 @@ def _recorded_config(run: Run) -> RunConfig:
                     f"{value}, expected {recorded[name]}"
                 )
         train = dataclasses.replace(train, init_from=recorded["run"])
-    return dataclasses.replace(run.config, train=train)
+    data = with_recorded_path(run.config.data, run.record["data"])
+    return dataclasses.replace(run.config, train=train, data=data)
 
 
 def _require_comparable(run: Run, end: int) -> None:
