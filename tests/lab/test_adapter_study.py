@@ -11,6 +11,7 @@ import pytest
 
 from chat_runs import make_byte_base, write_chat
 from glasslm.cli import main
+from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.lab.studies import adapter_study
@@ -207,6 +208,23 @@ def test_steps_that_were_fixed_when_a_run_began_are_the_same_flags(
     with without_report():
         assert main(argv) == 0
         assert main(argv) == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ({"max_time": "10s"}, "--max-time does not work in a study"),
+        ({"patience": 1}, "end each run at another step"),
+        ({"stop_at_loss": 1.0}, "end each run at another step"),
+    ],
+)
+def test_runs_of_unequal_length_are_refused(
+    flag: dict[str, Any], message: str, base: Path, tmp_path: Path
+) -> None:
+    config = with_flags(fine_tuning_config(BaseRun(str(base)), with_adapters=True), flag)
+    with pytest.raises(InputError, match=message):
+        adapter_study.run_study("rank", config, ComputeConfig(), tmp_path / "study", "")
+    assert not (tmp_path / "study").exists()
 
 
 def test_ranks_are_the_powers_of_two_to_64(base: Path) -> None:

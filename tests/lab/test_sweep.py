@@ -302,6 +302,7 @@ def test_as_many_at_once_as_there_are_cores_for(monkeypatch: pytest.MonkeyPatch)
     ("flags", "message"),
     [
         ({"epochs": 2.0}, "--max-steps, or by --budget"),
+        ({"max_time": "10s"}, "another number of steps: leave it out"),
         ({"patience": 3}, "end each run at another step"),
         ({"stop_at_loss": 2.0}, "end each run at another step"),
         ({"init_from": "runs/old"}, "start from initial weights"),

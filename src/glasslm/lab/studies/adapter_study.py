@@ -17,6 +17,7 @@ from glasslm import files
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.lab.studies import sweep
+from glasslm.lab.studies.study_plan import require_equal_length
 from glasslm.lab.studies.sweep import Trial
 from glasslm.model.parameters import parameter_table
 from glasslm.report import figures
@@ -61,8 +62,10 @@ def run_study(
 ) -> str:
     """Train and compare the variants of `config`; returns the text for the terminal.
 
-    Raises InputError for an unknown kind, and if the folder has runs with other settings.
+    Raises InputError for an unknown kind, for runs that would differ in length, and if the folder
+    has runs with other settings.
     """
+    require_equal_length(config.train)
     # A run records the config as its inputs complete it, and a study that continues compares them.
     config = with_absolute_paths(config.resolve())
     config = open_run_inputs(config, notify).complete(config)

@@ -13,7 +13,7 @@ from typing import Any
 
 from glasslm import files
 from glasslm.config.conversion import with_flags
-from glasslm.config.schema import ComputeConfig, RunConfig
+from glasslm.config.schema import ComputeConfig, RunConfig, TrainConfig
 from glasslm.data.answer_targets import require_whole_examples
 from glasslm.data.dataset import Dataset, prepare_dataset, require_enough_tokens
 from glasslm.data.sources import corpora
@@ -44,15 +44,12 @@ def prepare_recipe(base: RunConfig, notify: Notify) -> tuple[RunConfig, Dataset]
     the number of steps, that starts from another run, or whose text is too short.
     """
     base, train = admit_operations(base), base.train
-    if train.epochs is not None or train.max_time is not None:
+    if train.epochs is not None:
         raise InputError(
-            "--epochs and --max-time do not work in a study: set the length of its runs by "
-            "--max-steps, or by --budget"
+            "--epochs does not work in a study: set the length of its runs by --max-steps, or by "
+            "--budget"
         )
-    if train.patience is not None or train.stop_at_loss is not None:
-        raise InputError(
-            "--patience and --stop-at-loss end each run at another step: leave them out of a study"
-        )
+    require_equal_length(train)
     if train.init_from is not None:
         raise InputError(
             "--init-from does not work in a study, whose runs start from initial weights: leave "
@@ -67,6 +64,19 @@ def prepare_recipe(base: RunConfig, notify: Notify) -> tuple[RunConfig, Dataset]
     dataset = prepare_dataset(base.data, source, notify)
     require_enough_tokens(dataset, base.model.block_size, train.batch_size)
     return with_document_end(base.resolve(), dataset), dataset
+
+
+def require_equal_length(train: TrainConfig) -> None:
+    """Raise InputError for a setting that ends each run of a study at another step."""
+    if train.max_time is not None:
+        raise InputError(
+            "--max-time does not work in a study, where it gives each run another number of steps: "
+            "leave it out"
+        )
+    if train.patience is not None or train.stop_at_loss is not None:
+        raise InputError(
+            "--patience and --stop-at-loss end each run at another step: leave them out of a study"
+        )
 
 
 def resolve_compute(
