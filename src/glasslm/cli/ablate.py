@@ -87,7 +87,7 @@ class Flags(RecipeFlags):
 
 
 def main(argv: list[str]) -> int:
-    from glasslm.cli.parsing import require_read
+    from glasslm.cli.parsing import given_fields, require_read
     from glasslm.lab.studies import ablation, ablation_report
     from glasslm.runs import run_folder
 
@@ -100,6 +100,8 @@ def main(argv: list[str]) -> int:
         if getattr(flags, name):
             raise InputError(f"--{name} is for --fit TABLE: give both")
     require(flags.seeds >= 1, "--seeds", flags.seeds, "at least 1")
+    if flags.budget is not None and "max_steps" in given_fields(argv):
+        raise InputError("--budget fixes the steps of an ablation's runs: leave out --max-steps")
     study = run_folder.study_folder(flags.out, "ablation", flags.preset)
     axes = tuple(flags.axes.split(","))
     if flags.against and not any(word.partition("=")[0] == "--axes" for word in argv):
