@@ -88,6 +88,7 @@ def train(
     """
     from pathlib import Path
 
+    from glasslm.config.config_fields import refuse_empty_value
     from glasslm.config.conversion import from_dict, with_flags
     from glasslm.config.schema import ComputeConfig
     from glasslm.config.unused_flags import refuse_unused_flags
@@ -103,6 +104,8 @@ def train(
     arguments = {"preset": preset, "run_dir": run_dir, **settings, "track": track}
     arguments |= {**({"ops": os.fspath(ops)} if ops else {}), **flags}
     command = _format_call(arguments)
+    for name, value in {"preset": preset, "run_dir": run_dir, **flags}.items():
+        refuse_empty_value(name, value, name)
     preset, defaults = _default_config(preset, flags)
     config = with_flags(defaults, {**flags, **({"ops": os.fspath(ops)} if ops else {})})
     refuse_unused_flags(flags, config.data, config.preference, config.train.init_from)
@@ -120,8 +123,6 @@ def _default_config(preset: str | None, flags: dict[str, Any]) -> tuple[str, Run
     from glasslm.text import notify
     from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
 
-    if flags.get("init_from") == "":
-        raise InputError("init_from is empty: give the path or name of a run, or leave it out")
     if not flags.get("init_from"):
         given_fields = {ALIASES.get(name, name) for name in flags}
         limit = flags.get("max_time")

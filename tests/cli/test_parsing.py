@@ -11,9 +11,10 @@ import pytest
 import tyro
 
 import glasslm
-from glasslm.cli import COMMANDS, ablate, corpus, diagnose, finetune, train
+from glasslm.cli import COMMANDS, ablate, chat, corpus, diagnose, finetune, generate, train
 from glasslm.cli.parsing import choose_recipe, flag_value, parse
 from glasslm.cli.validation import list_arguments
+from glasslm.config.config_fields import MAY_BE_EMPTY
 from glasslm.config.schema import ALIASES, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from glasslm.errors import InputError
 from glasslm.training.fine_tuning import OVERRIDABLE_FIELDS
@@ -168,16 +169,38 @@ def test_a_preset_beside_a_base_is_refused_by_the_call_as_by_the_command() -> No
         (train.Flags, "--run-dir"),
         (finetune.Flags, "--preferences"),
         (finetune.Flags, "--study"),
+        (train.Flags, "--document-separator"),
+        (ablate.Flags, "--rates"),
+        (ablate.Flags, "--columns"),
+        (ablate.Flags, "--against"),
+        (ablate.Flags, "--address"),
+        (diagnose.Flags, "--out"),
+        (chat.Flags, "--server"),
+        (chat.Flags, "--api-key"),
     ],
 )
 def test_an_empty_word_is_not_a_flag_that_was_left_out(flags_class: type, flag: str) -> None:
+    words = ["RUN"] * (flags_class in (finetune.Flags, chat.Flags))
     with pytest.raises(InputError, match=f"^{flag} is empty: give it a value, or leave it out$"):
-        parse(flags_class, ["RUN"] * (flags_class is finetune.Flags) + [flag, ""], "glasslm", "")
+        parse(flags_class, [*words, flag, ""], "glasslm", "")
 
 
-def test_an_empty_base_is_refused_by_the_call_too() -> None:
-    with pytest.raises(InputError, match="init_from is empty"):
-        glasslm.train(init_from="", text_file="book.txt")
+def test_an_empty_argument_has_no_value_to_leave_out() -> None:
+    with pytest.raises(InputError, match=r"^RUN is empty: give it a value$"):
+        parse(finetune.Flags, [""], "glasslm", "")
+
+
+@pytest.mark.parametrize("flag", sorted(MAY_BE_EMPTY))
+def test_an_empty_text_that_says_something_is_accepted(flag: str) -> None:
+    classes = (train.Flags, generate.Flags, chat.Flags)
+    arguments = [argument for each in classes for argument in list_arguments(each)]
+    next(argument for argument in arguments if argument.name == flag).check("", flag)
+
+
+@pytest.mark.parametrize("name", ["preset", "run_dir", "init_from", "preferences", "tokenizer"])
+def test_an_empty_value_is_refused_by_the_call_too(name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name} is empty: give it a value, or leave it out$"):
+        glasslm.train(**{"text_file": "book.txt", name: ""})
 
 
 @pytest.mark.parametrize(

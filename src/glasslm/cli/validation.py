@@ -11,10 +11,12 @@ import re
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
+from glasslm.config.config_fields import refuse_empty_value
 from glasslm.config.schema import ALIASES
 from glasslm.errors import InputError
 from glasslm.text import similar_names
@@ -51,9 +53,6 @@ SYNONYMS = {
     "length": "max_new_tokens", "temp": "temperature", "n": "num_samples",
     "num_return_sequences": "num_samples", "format": "to",
 }  # fmt: skip
-# Files, runs and names: an empty one, as of a variable of the shell that is not set, would count as
-# a flag that was left out.
-NEVER_EMPTY = frozenset(["preset", "init_from", "preferences", "ops", "track", "study", "run_dir"])
 MIN_SIMILARITY = 0.75  # of a flag that an error suggests, between 0 and 1
 
 _FLAG = re.compile(r"--|-+[A-Za-z]")
@@ -97,8 +96,8 @@ class Argument:
         """Raise InputError, which calls the argument `label`, for a value of another type."""
         if value == "None" and self.accepts_none:
             return
-        if not value and self.name in NEVER_EMPTY:
-            raise InputError(f"{label} is empty: give it a value, or leave it out")
+        if self.kind in (str, Path):
+            refuse_empty_value(self.name, value, label, is_required=self.is_required)
         if get_origin(self.kind) is Literal:
             is_valid = value in map(str, get_args(self.kind))
         else:

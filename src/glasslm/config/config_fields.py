@@ -7,7 +7,10 @@ from typing import Any
 
 import tyro
 
-from glasslm.errors import require
+from glasslm.errors import InputError, require
+
+# Texts whose empty value says something: no text, the same attention in all layers, no biases.
+MAY_BE_EMPTY = frozenset(["prompt", "system", "attention_pattern", "bias_targets"])
 
 
 def require_fields(
@@ -20,6 +23,16 @@ def require_fields(
     for name in names:
         value = getattr(config, name)
         require(accepts(value), name, value, expected)
+
+
+def refuse_empty_value(name: str, value: object, label: str, *, is_required: bool = False) -> None:
+    """Raise InputError for an empty text that was given for the field `name`, shown as `label`.
+
+    An empty text, as of a variable of the shell that is not set, would count as left out.
+    """
+    if isinstance(value, str) and not value and name not in MAY_BE_EMPTY:
+        cure = "give it a value" if is_required else "give it a value, or leave it out"
+        raise InputError(f"{label} is empty: {cure}")
 
 
 def optional_flag(metavar: str, default: str) -> Any:
