@@ -32,7 +32,7 @@ WRONG: dict[str, list[Any]] = {
     "repetition_penalty": [0, -1, "1", 1e-320, 1e300, HUGE],
     "seed": [-1, 2**64, 1.5, "1", True, HUGE],
     "n": [0, -1, 129, 1.5, "1", True, HUGE],
-    "stop": [1, True, {}, "", [""], ["a"] * 17, ["a", 1], "a" * 1001],
+    "stop": [1, True, {}, "", [""], ["a"] * 17, ["a", 1], "a" * 1001, "\ud800", ["a", "\udfff"]],
     "stream": [0, 1, "true", []],
     "stream_options": [1, "a", [], True],
     "logprobs": [-1, 6, 1.5, "1", True, HUGE],

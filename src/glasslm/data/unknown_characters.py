@@ -42,14 +42,17 @@ def explain_unknown_characters(text: str, alphabet: str, start: int = 0) -> str:
     )
 
 
+def find_surrogate(text: str) -> re.Match[str] | None:
+    """The first half of a UTF-16 pair in a text, which UTF-8 cannot encode."""
+    return None if text.isascii() else re.search("[\ud800-\udfff]", text)
+
+
 def refuse_surrogates(text: str) -> None:
-    """Raise InputError for half of a UTF-16 pair, which UTF-8 cannot encode.
+    """Raise InputError for half of a UTF-16 pair.
 
     Python decodes arguments that are not UTF-8 into such halves.
     """
-    if text.isascii():
-        return
-    if lone := re.search("[\ud800-\udfff]", text):
+    if lone := find_surrogate(text):
         raise InputError(
             f"the text has a lone surrogate U+{ord(lone[0]):04X} at character {lone.start()}: "
             "the bytes it came from were not UTF-8"

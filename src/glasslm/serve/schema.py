@@ -11,6 +11,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from glasslm.data.unknown_characters import find_surrogate
 from glasslm.errors import InputError
 from glasslm.inference.sampling import (
     MAX_REPETITION_PENALTY,
@@ -252,6 +253,8 @@ def _read_stop(value: object, limits: Limits) -> tuple[str, ...]:
     for stop in stops:
         if not isinstance(stop, str) or not 1 <= len(stop) <= limits.stop_chars:
             raise wrong_value("stop", stop, expected)
+        if find_surrogate(stop):
+            raise wrong_value("stop", stop, "text without half of a surrogate pair")
     return tuple(stops)
 
 
