@@ -77,7 +77,12 @@ def main(argv: list[str]) -> int:
         raise InputError("both --text-file and --split were given: choose one of them")
     if flags.suite is not None and (flags.text_file or flags.split):
         raise InputError("--suite makes its own texts: leave out --text-file and --split")
-    run_folder.find_run(flags.run)  # an unknown run is an error before the first message
+    run = run_folder.Run(run_folder.find_run(flags.run))  # an error before the first message
+    if flags.suite is not None and "imported" in run.record:
+        raise InputError(
+            f"--suite {flags.suite} takes words or tokens from the training text, and this model "
+            "was imported without it: leave out --suite, or measure a run of `glasslm finetune`"
+        )
     notify("reading the model and the text")
     model = load_model(
         flags.run,
@@ -87,13 +92,12 @@ def main(argv: list[str]) -> int:
         ops=flags.ops,
     )
     if flags.suite is not None:
-        return _evaluate_suite(model, flags.suite, flags)
+        return _evaluate_suite(run, model, flags.suite, flags.json)
     domain = split = None
     if flags.text_file:
         name, ids = ", ".join(flags.text_file), _read_tokens(flags, model)
     else:
-        name, run = flags.split or "val", run_folder.Run(run_folder.find_run(flags.run))
-        dataset = run.dataset(notify)
+        name, dataset = flags.split or "val", run.dataset(notify)
         split = _find_split(dataset, name)
         ids = split.tokens
         domain = text_kinds.measure_domain(run, dataset, model, math.inf)
@@ -144,7 +148,7 @@ def _read_tokens(flags: Flags, model: Model) -> Tokens:
     return tokenize_source(source, tokenizer, data.encoding_errors)
 
 
-def _evaluate_suite(model: Model, name: SuiteName, flags: Flags) -> int:
+def _evaluate_suite(run: run_folder.Run, model: Model, name: SuiteName, as_json: bool) -> int:
     """Measure a suite, print its result, and save it in the run for its report.
 
     The report shows the run as it was trained, so a result with another context or other operations
@@ -152,7 +156,6 @@ def _evaluate_suite(model: Model, name: SuiteName, flags: Flags) -> int:
     """
     from glasslm.inference.suites.catalogue import SUITES
 
-    run = run_folder.Run(run_folder.find_run(flags.run))
     result = SUITES[name](model, run.dataset(notify))
     if model.config == run.config:
         path = save_result(result, run.path)
@@ -160,7 +163,7 @@ def _evaluate_suite(model: Model, name: SuiteName, flags: Flags) -> int:
     else:
         notify("not saved in the run: leave out --ops, --context and --rope-scaling to save it")
     facts = {"suite": name, "step": result.step, **result.facts}
-    print_escaped(json.dumps(to_json_types(facts)) if flags.json else _format_suite(result))
+    print_escaped(json.dumps(to_json_types(facts)) if as_json else _format_suite(result))
     return 0
 
 
