@@ -91,7 +91,7 @@ def train(
     from glasslm.config.config_fields import refuse_empty_value
     from glasslm.config.conversion import from_dict, with_flags
     from glasslm.config.schema import ComputeConfig
-    from glasslm.config.unused_flags import refuse_unused_flags
+    from glasslm.config.unused_flags import refuse_unread_settings, refuse_unused_flags
     from glasslm.report import run_report
     from glasslm.text import notify
     from glasslm.training import launch
@@ -109,6 +109,7 @@ def train(
     preset, defaults = _default_config(preset, flags)
     config = with_flags(defaults, {**flags, **({"ops": os.fspath(ops)} if ops else {})})
     refuse_unused_flags(flags, config.data, config.preference, config.train.init_from)
+    refuse_unread_settings(flags, [config])
     path = Path(run_dir) if run_dir else None
     outcome = launch.train(config, compute, path, preset=preset, command=command, track=track)
     run_report.write_after_training(outcome, notify)

@@ -176,7 +176,6 @@ def test_a_missing_run_has_the_name_that_help_gives_it(
     [
         ("scale --budget 5m --max-steps=9", "leave it out"),
         ("capstone --budget 5m --max-steps 9", "leave out --max-steps"),
-        ("ablate --budget 5m --max-steps 9", "leave out --max-steps"),
     ],
 )
 def test_a_flag_without_an_effect_is_refused_with_the_cure(

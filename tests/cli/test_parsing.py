@@ -15,7 +15,15 @@ from glasslm.cli import COMMANDS, ablate, chat, corpus, diagnose, finetune, gene
 from glasslm.cli.parsing import choose_recipe, flag_value, parse
 from glasslm.cli.validation import list_arguments
 from glasslm.config.config_fields import MAY_BE_EMPTY
-from glasslm.config.schema import ALIASES, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from glasslm.config.schema import (
+    ALIASES,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from glasslm.config.unused_flags import refuse_unread_settings
 from glasslm.errors import InputError
 from glasslm.training.fine_tuning import OVERRIDABLE_FIELDS
 
@@ -218,6 +226,26 @@ def test_an_empty_value_is_refused_by_the_call_too(name: str) -> None:
         (finetune.Flags, "RUN --preferences P --group-size 7", "--group-size needs --reward"),
         (finetune.Flags, "RUN --text-file T --answer-tokens 7", "--answer-tokens needs --reward"),
         (finetune.Flags, "RUN --reward names --beta 0.2", "--beta needs --preferences"),
+        (train.Flags, "--lora-alpha 32", "--lora-alpha needs --lora-rank"),
+        (train.Flags, "--experts-per-token 1", "--experts-per-token needs --n-experts"),
+        (train.Flags, "--router-z-loss 0.1", "--router-z-loss needs --n-experts"),
+        (train.Flags, "--position alibi --rope-base 500", "--rope-base needs --position rope"),
+        (
+            train.Flags,
+            "--rope-scaling ntk --rope-factor 2 --rope-original-context 64",
+            "--rope-original-context needs --rope-scaling dynamic, yarn or llama3",
+        ),
+        (
+            train.Flags,
+            "--rope-scaling llama3 --rope-factor 2 --rope-attention-factor 2",
+            "--rope-attention-factor needs --rope-scaling yarn",
+        ),
+        (diagnose.Flags, "--lora-targets q", "--lora-targets needs --lora-rank"),
+        (train.Flags, "--lora-rank 2 --lora-alpha 32 --lora-targets q", ""),
+        (train.Flags, "--n-experts 4 --experts-per-token 1 --balance-loss 0", ""),
+        (train.Flags, "--rope-base 500 --rope-scaling yarn --rope-factor 2", ""),
+        (train.Flags, "--lora-alpha 16 --experts-per-token 2 --rope-low-rotations 1", ""),
+        (ablate.Flags, "--experts-per-token 1 --axes n_experts=2/4", ""),
         (train.Flags, "--tokenizer bpe --vocab-size 300", ""),
         (train.Flags, "--corpus arxiv --category hep-th --max-results 9", ""),
         (finetune.Flags, "RUN --preferences P --beta 0.2", ""),
@@ -227,6 +255,14 @@ def test_an_empty_value_is_refused_by_the_call_too(name: str) -> None:
 def test_a_flag_without_effect_is_refused(flags_class: type, argv: str, message: str) -> None:
     with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
         parse(flags_class, argv.split(), "glasslm", "")
+
+
+def test_a_study_may_give_what_one_of_its_runs_reads() -> None:
+    base = RunConfig(model=ModelConfig(experts_per_token=1))
+    mixture = RunConfig(model=ModelConfig(n_experts=4, experts_per_token=1))
+    refuse_unread_settings({"experts_per_token"}, [base, mixture])
+    with pytest.raises(InputError, match="--experts-per-token needs --n-experts"):
+        refuse_unread_settings({"experts_per_token"}, [base, base])
 
 
 def test_a_vocabulary_size_without_effect_is_a_note(capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +275,8 @@ def test_a_vocabulary_size_without_effect_is_a_note(capsys: pytest.CaptureFixtur
 def test_a_setting_without_effect_is_refused_by_the_call_too() -> None:
     with pytest.raises(InputError, match="--max-results needs --corpus arxiv"):
         glasslm.train(text_file="book.txt", max_results=9)
+    with pytest.raises(InputError, match="--lora-alpha needs --lora-rank"):
+        glasslm.train(text_file="book.txt", lora_alpha=2)
 
 
 @pytest.mark.parametrize(

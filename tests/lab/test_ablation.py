@@ -312,9 +312,11 @@ def test_a_study_with_a_budget_goes_on_with_the_steps_that_were_fixed(
         "1",
         "--out",
         str(out),
-        *TINY,
+        *SIZES.split(),
     ]
     words += ["--budget", "4s", "--match", "time"]
+    assert cli.main([*words, "--max-steps", "30"]) == 2
+    assert "leave out --max-steps" in capsys.readouterr().err
     assert cli.main(words) == 0
     planned = (out / "plan.json").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
@@ -360,6 +362,7 @@ def test_unknown_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--rates", "1/x/3"], "multiples of the learning rate"),
         (["--rates", "1/3"], "three multiples"),
         (["--seeds", "0"], "at least 1"),
+        (["--axes", "depth=2", "--lora-alpha", "2"], "--lora-alpha needs --lora-rank"),
         (["--runner", "ray"], "glasslm[ray]"),
     ):
         code = cli.main(

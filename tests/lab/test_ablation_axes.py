@@ -148,7 +148,7 @@ def test_a_variant_is_named_for_a_folder() -> None:
         ("qk_norm=true", "qk_norm", [True]),
         ("position=alibi/learned", "position", ["alibi", "learned"]),
         ("schedule=constant/wsd", "schedule", ["constant", "wsd"]),
-        ("lora_targets=q/v", "lora_targets", ["q", "v"]),
+        ("bias_targets=q/v", "bias_targets", ["q", "v"]),
         ("batch_size=4/16", "batch_size", [4, 16]),
         ("window=4", "window", [4]),
     ],
@@ -190,6 +190,9 @@ def test_every_flag_of_the_model_and_optimizer_is_known() -> None:
         ("eval_interval=1", "cannot vary eval_interval"),
         ("tokenizer=byte", "cannot vary tokenizer"),
         ("text_file=a/b", "cannot vary text_file"),
+        ("experts_per_token=1/2", "--axes experts_per_token=1: --experts-per-token needs --n-exp"),
+        ("lora_alpha=1/2", "--axes lora_alpha=1: --lora-alpha needs --lora-rank"),
+        ("--balance-loss=0", "--balance-loss needs --n-experts"),
     ],
 )
 def test_a_flag_that_cannot_vary_is_named(axis: str, message: str) -> None:

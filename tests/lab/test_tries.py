@@ -278,9 +278,12 @@ def test_changes_that_cannot_be_compared_are_refused(
         ("--patience 2", "--patience does not work in a try"),
         ("--stop-at-loss 3", "--stop-at-loss does not work in a try"),
         ("--init-from runs/x", "--init-from does not work in a try"),
+        ("--lora-alpha 2", "--lora-alpha needs --lora-rank"),
     ):
         assert cli.main([*argv, "--change", words]) == 2
         assert message in capsys.readouterr().err
+    assert cli.main([*argv, "--experts-per-token", "1", "--change", "--bias"]) == 2
+    assert "--experts-per-token needs --n-experts" in capsys.readouterr().err
     assert cli.main(argv) == 2
     assert "nothing to try" in capsys.readouterr().err
     assert not (tmp_path / "tries.jsonl").exists()  # no try has begun

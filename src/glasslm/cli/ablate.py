@@ -15,8 +15,9 @@ from glasslm.cli.flag_groups import REFUSED_IN_STUDIES, JsonFlag, RecipeFlags
 from glasslm.cli.study_flags import RunnerFlags
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.schema import DeviceConfig
+from glasslm.config.unused_flags import refuse_unread_settings
 from glasslm.errors import InputError, require
-from glasslm.lab.studies.ablation_axes import AXES, Match
+from glasslm.lab.studies.ablation_axes import AXES, Match, variants
 from glasslm.lab.studies.measures import MeasureName
 from glasslm.runs.metrics import to_json_types
 from glasslm.text import notify, print_result
@@ -52,6 +53,7 @@ class Flags(RecipeFlags):
     """The axes of an ablation, and its baseline."""
 
     hidden_fields = REFUSED_IN_STUDIES
+    varies_settings = True
 
     axes: Annotated[str, tyro.conf.arg(metavar="NAME,NAME")] = "depth,width,heads,activation,norm"
     """Axes to vary, with commas between. NAME=A/B/C gives the values (norm=A/pre|B/post).
@@ -89,6 +91,7 @@ class Flags(RecipeFlags):
 def main(argv: list[str]) -> int:
     from glasslm.cli.parsing import given_fields, require_read
     from glasslm.lab.studies import ablation, ablation_report
+    from glasslm.lab.studies.study_plan import read_plan
     from glasslm.runs import run_folder
 
     flags = parse(argv)
@@ -100,12 +103,12 @@ def main(argv: list[str]) -> int:
         if getattr(flags, name):
             raise InputError(f"--{name} is for --fit TABLE: give both")
     require(flags.seeds >= 1, "--seeds", flags.seeds, "at least 1")
-    if flags.budget is not None and "max_steps" in given_fields(argv):
-        raise InputError("--budget fixes the steps of an ablation's runs: leave out --max-steps")
     study = run_folder.study_folder(flags.out, "ablation", flags.preset)
     axes = tuple(flags.axes.split(","))
     if flags.against and not any(word.partition("=")[0] == "--axes" for word in argv):
         axes = ()
+    if read_plan(study) is None:  # a new study
+        _refuse_unused_flags(flags, axes, given_fields(argv))
     spec = ablation.AblationSpec(
         axes,
         flags.seeds,
@@ -139,6 +142,16 @@ def main(argv: list[str]) -> int:
     )
 
 
+def _refuse_unused_flags(flags: Flags, axes: tuple[str, ...], given: set[str]) -> None:
+    """Raise InputError for a flag that would change nothing in any run of the study."""
+    if flags.budget is not None and "max_steps" in given:
+        raise InputError("--budget fixes the steps of an ablation's runs: leave out --max-steps")
+    configs = [flags.config]
+    if flags.against is None:  # whose `glasslm train` may refuse what the baseline does not read
+        configs += [variant.config for variant in variants(axes, flags.config)]
+    refuse_unread_settings(given, configs)
+
+
 def _variant_facts(result: VariantResult, measure: MeasureName) -> dict[str, Any]:
     """What --json prints of a variant."""
     return {
@@ -162,7 +175,7 @@ def _judge_table(flags: Flags, path: Path) -> int:
     for message in study.messages:
         notify(message)
     if flags.json:
-        variants = [
+        rows = [
             {
                 "variant": variant.name,
                 "losses": variant.losses,
@@ -177,7 +190,7 @@ def _judge_table(flags: Flags, path: Path) -> int:
             }
             for variant in study.variants
         ]
-        print(json.dumps(to_json_types({"variants": variants, "read": study.messages})))
+        print(json.dumps(to_json_types({"variants": rows, "read": study.messages})))
     else:
         print_result(study.text())
     return 0

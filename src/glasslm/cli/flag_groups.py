@@ -55,6 +55,8 @@ class ConfigFlags:
 
     hidden_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields whose flags a command refuses: its help and its completion leave them out."""
+    varies_settings: ClassVar[bool] = False
+    """Whether other runs than that of the flags are trained, which may read other flags."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

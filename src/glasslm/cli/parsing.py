@@ -14,7 +14,7 @@ from glasslm.config import recipe
 from glasslm.config.conversion import with_flags
 from glasslm.config.recipe import Recipe
 from glasslm.config.schema import ALIASES, RunConfig
-from glasslm.config.unused_flags import refuse_unused_flags
+from glasslm.config.unused_flags import refuse_unread_settings, refuse_unused_flags
 from glasslm.errors import GlasslmError, InputError
 
 HELP_FLAGS = frozenset(["-h", "--help", "--help-all"])
@@ -63,6 +63,8 @@ def parse(
     if isinstance(flags, ConfigFlags):
         given, init_from = given_fields(argv), flags.train.init_from
         refuse_unused_flags(given, flags.data, flags.preference, init_from)
+        if not flags.varies_settings:
+            refuse_unread_settings(given, [flags.config])
     return flags
 
 

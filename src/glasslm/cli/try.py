@@ -24,6 +24,7 @@ from glasslm.cli.study_flags import RunnerFlags
 from glasslm.config.config_fields import optional_flag
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import DeviceConfig, OperationsConfig
+from glasslm.config.unused_flags import refuse_unread_settings
 from glasslm.errors import GlasslmError, InputError, explain_system_errors, require
 from glasslm.lab.studies.ablation_axes import Match
 from glasslm.runs.metrics import to_json_types
@@ -61,6 +62,7 @@ class Flags(RecipeFlags):
     """The base, the changes and what decides."""
 
     hidden_fields = REFUSED_IN_STUDIES
+    varies_settings = True
 
     change: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FLAGS")
@@ -87,6 +89,7 @@ class Flags(RecipeFlags):
 
 
 def main(argv: list[str]) -> int:
+    from glasslm.cli.parsing import given_fields
     from glasslm.lab.tries.ledger import open_ledger
 
     flags = parse(argv)
@@ -99,6 +102,8 @@ def main(argv: list[str]) -> int:
         raise InputError('nothing to try: give --change "FLAGS", --ops FILE or --source DIR')
     with open_ledger(flags.ledger) as ledger, _open_source(flags.source) as checkout:
         changes = list(_parse_changes(flags, checkout))
+        configs = [flags.config, *(change.config for change in changes)]
+        refuse_unread_settings(given_fields(_join_changes(argv)), configs)
         command = shlex.join(["glasslm", "try", *argv])
         results = [_try_change(flags, change, ledger, command) for change in changes]
         page = _write_page(flags, ledger)
@@ -119,13 +124,18 @@ def parse(argv: list[str]) -> Flags:
     """The flags, over the preset that they name."""
     from glasslm.cli.parsing import parse_over_preset
 
+    return parse_over_preset(Flags, _join_changes(argv), "glasslm try", DESCRIPTION)
+
+
+def _join_changes(argv: list[str]) -> list[str]:
+    """`argv` with each change in the word of its flag: it begins with dashes, as a flag does."""
     words: list[str] = []
-    for word in argv:  # a change begins with dashes, as a flag does
+    for word in argv:
         if words and words[-1] == "--change":
             words[-1] = f"--change={word}"
         else:
             words.append(word)
-    return parse_over_preset(Flags, words, "glasslm try", DESCRIPTION)
+    return words
 
 
 def _parse_changes(flags: Flags, checkout: str) -> Iterator[Change]:

@@ -17,6 +17,7 @@ from glasslm.config.schema import (
     RunConfig,
     TrainConfig,
 )
+from glasslm.config.unused_flags import refuse_unread_settings
 from glasslm.engines.operations import admit_operations
 from glasslm.errors import InputError
 from glasslm.model.flops import flops_per_token
@@ -196,7 +197,8 @@ def variants(axes: Sequence[str], base: RunConfig) -> list[Variant]:
     baseline's value.
 
     Raises InputError for an unknown axis, for a value that is given twice, and for a given value
-    that does not fit the baseline. One of the axis's own values that does not fit is skipped.
+    that does not fit the baseline, or has no effect on it. One of the axis's own values that does
+    not fit is skipped.
     """
     result: list[Variant] = []
     for text in axes:
@@ -210,6 +212,7 @@ def variants(axes: Sequence[str], base: RunConfig) -> list[Variant]:
         for word in words.split(separator) if equals_sign else axis.values:
             try:
                 config = axis.change(base, word).resolve()
+                refuse_unread_settings([name], [config])
             except InputError as error:
                 if equals_sign:
                     raise InputError(f"--axes {name}={word}: {error}") from None
