@@ -262,7 +262,8 @@ def test_a_suite_stands_in_the_report_of_the_run(tmp_path, capsys):
     assert cli.main(["evaluate", run, "--suite", "copying", "--text-file", "x"]) == 2
     assert "leave out --text-file" in capsys.readouterr().err
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    record |= {"imported": {"from": "x", "model_type": "llama"}}  # as `glasslm import` writes it
+    imported = {"from": "x", "model_type": "llama", "sha256": {}}
+    record |= {"imported": imported}  # as `glasslm import` writes it
     (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
     assert cli.main(["evaluate", run, "--suite", "copying"]) == 2
     assert "was imported without it: leave out --suite" in capsys.readouterr().err
