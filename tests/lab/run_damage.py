@@ -52,6 +52,18 @@ def write(name: str, text: str) -> Damage:
     return lambda run: (run / name).write_text(text)
 
 
+def edit_tokenizer(change: Callable[[str], str]) -> Damage:
+    """Change the text of tokenizer.json, from which the same tokenizer is parsed."""
+
+    def damage(run: Path) -> None:
+        path = run / "tokenizer.json"
+        text = path.read_text(encoding="utf-8")
+        assert change(text) != text
+        path.write_text(change(text), encoding="utf-8")
+
+    return damage
+
+
 def remove(name: str) -> Damage:
     return lambda run: (run / name).unlink()
 
@@ -122,7 +134,22 @@ DAMAGE: dict[str, tuple[Damage, str, str]] = {
     "another tokenizer": (
         write("tokenizer.json", '{"kind": "byte"}'),
         "tokenizer.json",
-        "another tokenizer",
+        "was altered: its sha256 is",
+    ),
+    "a tokenizer with a blank at its end": (
+        edit_tokenizer(lambda text: text + " "),
+        "tokenizer.json",
+        "was altered: its sha256 is",
+    ),
+    "a tokenizer with another key": (
+        edit_tokenizer(lambda text: text.replace("{", '{"note": 1, ', 1)),
+        "tokenizer.json",
+        "was altered: its sha256 is",
+    ),
+    "a tokenizer with two letters exchanged": (
+        edit_tokenizer(lambda text: text.replace("cd", "dc")),
+        "tokenizer.json",
+        "was altered: its sha256 is",
     ),
     "no tokenizer": (remove("tokenizer.json"), "tokenizer.json", "missing"),
     "a flipped bit": (lambda run: flip_bit(run / LAST / OPTIMIZER), LAST, "altered"),

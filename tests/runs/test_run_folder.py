@@ -23,7 +23,7 @@ RECORD: dict[str, Any] = {**make_record(RunConfig(), ByteTokenizer())}
 
 def make_run(run_dir: Path, **changes: Any) -> Path:
     with lock_run(run_dir):
-        run_folder.create_run(run_dir, RECORD | changes, '{"kind": "byte"}\n')
+        run_folder.create_run(run_dir, RECORD | changes, '{"kind": "byte"}')
     return run_dir
 
 
@@ -32,7 +32,7 @@ def test_a_new_run_holds_its_record_and_tokenizer(tmp_path: Path) -> None:
     assert json.loads((path / "run.json").read_bytes()) == json.loads(
         json.dumps({"format": 1, **RECORD})
     )
-    assert (path / "tokenizer.json").read_text() == '{"kind": "byte"}\n'
+    assert (path / "tokenizer.json").read_text() == '{"kind": "byte"}'
     assert (path / "checkpoints").is_dir()
 
 

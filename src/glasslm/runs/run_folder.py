@@ -217,22 +217,25 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the run; DamagedError when run.json names another one."""
+        """The tokenizer of the run; DamagedError unless run.json has the hash of its file."""
         from glasslm.data import tokenizers
 
         path = self.path / _TOKENIZER
         try:
-            tokenizer = tokenizers.parse_tokenizer(path.read_text(encoding="utf-8"))
+            content = path.read_bytes()
         except FileNotFoundError:
-            raise DamagedError(f"{path} is missing") from None
+            raise DamagedError(f"{path} is missing: restore it from a copy") from None
+        # Of the bytes: an edit may leave a file from which the same tokenizer is parsed.
+        actual, expected = hashlib.sha256(content).hexdigest(), self.record["tokenizer"]["sha256"]
+        if actual != expected:
+            raise DamagedError(
+                f"{path} was altered: its sha256 is {actual}, run.json says {expected}. Restore it "
+                "from a copy"
+            )
+        try:
+            tokenizer = tokenizers.parse_tokenizer(content.decode("utf-8"))
         except ValueError as error:  # InputError is one: users give tokenizer files, too
             raise DamagedError(f"{path} is not as glasslm wrote it: {error}") from None
-        expected = self.record["tokenizer"]["sha256"]
-        if tokenizer.sha256 != expected:
-            raise DamagedError(
-                f"{path} is another tokenizer: its sha256 is {tokenizer.sha256}, run.json says "
-                f"{expected}"
-            )
         # The text may have shown what the file alone does not.
         tokenizer.lossy_reason = self.record["tokenizer"].get(
             "lossy_reason", tokenizer.lossy_reason
