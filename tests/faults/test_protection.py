@@ -1,4 +1,4 @@
-"""An edit of run.json or metrics.jsonl is found; a killed run gets its report, or its place again.
+"""Edits of the files of a run are found; a killed run gets its report, or its place again.
 
 Every edit is one that leaves a file which can be read: a flipped bit, another digit, another word.
 """
@@ -14,10 +14,10 @@ import pytest
 from glasslm import cli, files, strict_json
 from glasslm.cli import resume as resume_command
 from glasslm.errors import DamagedError, InputError
-from glasslm.lab.verification import comparison, integrity
+from glasslm.lab.verification import comparison, integrity, log_comparison
 from glasslm.report import run_report
 from glasslm.runs import checkpoint, metrics, run_folder
-from glasslm.runs.protection import require_unaltered
+from glasslm.runs.protection import open_run, require_unaltered
 from glasslm.runs.run_folder import Run
 from glasslm.training import launch
 from small_runs import (
@@ -59,7 +59,7 @@ def edit(content: bytes, draw: random.Random) -> bytes:
     """`content` with one bit flipped, or with one digit changed to another."""
     digits = [index for index, byte in enumerate(content) if chr(byte).isdigit()]
     changed = bytearray(content)
-    if draw.random() < 0.5:
+    if digits and draw.random() < 0.5:
         index = draw.choice(digits)
         changed[index] = draw.choice([digit for digit in b"0123456789" if digit != content[index]])
     else:
@@ -100,7 +100,7 @@ class _NoEngine:
         pass
 
 
-@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["run.json", "tokenizer.json", "metrics.jsonl"])
 def test_any_edit_is_found_by_verify_and_compare(name: str, finished: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(finished, tmp_path / "run")
     content = (run_dir / name).read_bytes()
@@ -113,6 +113,8 @@ def test_any_edit_is_found_by_verify_and_compare(name: str, finished: Path, tmp_
             assert found_by_verify(run_dir, name)
     compared, errors = comparison.read_runs([str(finished), str(finished), str(run_dir)])
     assert (len(compared), list(errors)) == (2, [str(run_dir)])
+    logs, errors = log_comparison.read_logs([str(finished), str(finished), str(run_dir)])
+    assert (len(logs), list(errors)) == (2, [str(run_dir)])
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
@@ -166,6 +168,96 @@ def test_another_engine_in_run_json_is_refused_with_both_hashes_and_a_cure(
         assert Run(run_dir).record_sha256 in message
         assert "Restore it from a copy" in message
     assert cli.main(["verify", str(run_dir)]) == 1
+
+
+READERS: dict[str, list[str]] = {
+    "resume": [],
+    "report": [],
+    "evaluate": [],
+    "generate": ["--prompt", "the"],
+    "chat": [],
+    "check": [],
+    "diagnose": [],
+    "reproduce": [],
+    "merge": [],
+    "finetune": ["--text-file", "TEXT"],
+    "export": ["--to", "hf", "--out", "OUT"],
+}
+LOG_READERS = ("resume", "report", "diagnose", "reproduce", "merge", "export")
+
+
+def run_reader(command: str, run_dir: Path, text: Path) -> int:
+    out = str(run_dir.parent / "out")
+    words = {"TEXT": str(text), "OUT": out}
+    return cli.main([command, str(run_dir), *(words.get(flag, flag) for flag in READERS[command])])
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_every_command_refuses_an_altered_run(
+    command: str, finished: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An edit of run.json, and one of tokenizer.json that leaves the same tokenizer."""
+    for name in ("run.json", "tokenizer.json"):
+        run_dir = shutil.copytree(finished, tmp_path / name / "run")
+        before = files.file_sha256(run_dir / name)
+        with open(run_dir / name, "a", encoding="utf-8") as file:
+            file.write(" ")
+        assert run_reader(command, run_dir, text) == 4
+        message = capsys.readouterr().err
+        assert name in message
+        assert before in message
+        assert files.file_sha256(run_dir / name) in message
+        assert [path.name for path in run_dir.parent.iterdir()] == ["run"]
+    assert f"glasslm {command}: " in message
+
+
+@pytest.mark.parametrize("command", LOG_READERS)
+def test_every_command_that_reads_the_log_refuses_an_altered_or_missing_one(
+    command: str, finished: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    log = run_dir / "metrics.jsonl"
+    content = log.read_bytes()
+    log.write_bytes(content.replace(b"2", b"3", 1))
+    assert run_reader(command, run_dir, text) == 4
+    assert str(log) in capsys.readouterr().err
+    log.unlink()
+    assert run_reader(command, run_dir, text) == 4
+    assert str(log) in capsys.readouterr().err
+
+
+def test_a_log_of_an_older_run_may_not_be_missing(finished: Path, tmp_path: Path) -> None:
+    run_dir = drop_hashes(shutil.copytree(finished, tmp_path / "run"))
+    require_unaltered(Run(run_dir))
+    (run_dir / "metrics.jsonl").unlink()
+    with pytest.raises(DamagedError, match=r"metrics\.jsonl is missing"):
+        require_unaltered(Run(run_dir))
+
+
+def test_an_edited_configuration_of_an_older_run_is_found(finished: Path, tmp_path: Path) -> None:
+    run_dir = drop_hashes(shutil.copytree(finished, tmp_path / "run"))
+    record = read_json(run_dir / "run.json")
+    record["config"]["optimizer"]["lr"] = 0.5
+    files.write_json(run_dir / "run.json", record)
+    with pytest.raises(DamagedError, match="another config"):
+        open_run(run_dir)
+
+
+def test_commands_open_runs_in_one_place() -> None:
+    """Else a command could forget to compare run.json with its hash."""
+    source = Path(cli.__file__).parents[1]
+    callers = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        if "find_run(" in path.read_text(encoding="utf-8")
+    }
+    assert callers == {
+        "runs/run_folder.py",  # defines it
+        "runs/protection.py",  # open_run
+        "cli/verify.py",  # names each damage
+        "cli/resume.py",  # compares the checkpoint that it continues from
+        "serve/served_model.py",  # loads the model of each run, which opens it
+    }
 
 
 def test_an_older_run_has_no_protection_and_is_told_so(

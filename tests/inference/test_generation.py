@@ -327,7 +327,7 @@ def test_a_checkpoint_of_another_run_is_refused(run, tmp_path):
     other = make_run(tmp_path / "other", ALPHABET.upper())
     shutil.rmtree(other / "checkpoints")
     shutil.copytree(run / "checkpoints", other / "checkpoints")
-    with pytest.raises(DamagedError, match="another tokenizer"):
+    with pytest.raises(DamagedError, match="a checkpoint of another run"):
         trained_model.load_model(other)
 
 

@@ -134,9 +134,9 @@ def _open_source(flags: Flags) -> AnswerSource:
         )
     from glasslm.inference.trained_model import load_model
     from glasslm.runs.checkpoint_selector import parse_checkpoint
-    from glasslm.runs.run_folder import Run, find_run
+    from glasslm.runs.protection import open_run
 
-    template = read_chat_template(Run(find_run(flags.run)))
+    template = read_chat_template(open_run(flags.run))
     model = load_model(
         flags.run,
         parse_checkpoint(flags.checkpoint),

@@ -74,7 +74,8 @@ class Flags(RecipeFlags):
 
 
 def main(argv: list[str]) -> int:
-    from glasslm.runs import recorded_operations, run_folder
+    from glasslm.runs.protection import open_run
+    from glasslm.runs.recorded_operations import admit_run_operations
 
     flags = parse(argv)
     if len(flags.curve) == 1 and not flags.against:
@@ -83,22 +84,23 @@ def main(argv: list[str]) -> int:
         return _compare_curves(flags)
     if flags.cookbook:
         return _run_cookbook(flags)
-    run_dir = run_folder.find_run(flags.run) if flags.run is not None else None
-    if run_dir is not None:
-        recorded_operations.admit_run_operations(run_folder.Run(run_dir), flags.operations.ops)
-    if flags.replay is not None and run_dir is not None:
-        return _replay_step(run_dir, flags.replay, flags)
-    return _diagnose(run_dir, flags)
+    if flags.run is None:
+        return _diagnose(None, flags)
+    run = open_run(flags.run, with_log=True)
+    admit_run_operations(run, flags.operations.ops)
+    if flags.replay is not None:
+        return _replay_step(run.path, flags.replay, flags)
+    return _diagnose(run.path, flags)
 
 
 def parse(argv: list[str]) -> Flags:
     """The flags, over the settings of the run or of the preset."""
     from glasslm.cli import parsing
-    from glasslm.runs import run_folder
+    from glasslm.runs.protection import open_run
 
     run = argv[0] if argv and not argv[0].startswith("-") else None
     if run is not None:
-        name, config = "tiny", run_folder.Run(run_folder.find_run(run)).config
+        name, config = "tiny", open_run(run).config
     elif base := parsing.flag_value("--init-from", argv, default=""):
         name, config = "tiny", parsing.fine_tuning_recipe(base, argv)
     else:

@@ -24,9 +24,10 @@ from glasslm.inference.suites.suite_result import SuiteName, SuiteResult, save_r
 from glasslm.inference.trained_model import Model, load_model
 from glasslm.report import text_kinds
 from glasslm.report.text_kinds import Domain
-from glasslm.runs import run_folder
 from glasslm.runs.checkpoint_selector import parse_checkpoint
 from glasslm.runs.metrics import to_json_types
+from glasslm.runs.protection import open_run
+from glasslm.runs.run_folder import Run
 from glasslm.text import align_columns, escape_control_chars, notify, print_escaped, wrap_lines
 
 MAX_BASELINE_BYTES = 4 << 20  # gzip takes about a second
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> int:
         raise InputError("both --text-file and --split were given: choose one of them")
     if flags.suite is not None and (flags.text_file or flags.split):
         raise InputError("--suite makes its own texts: leave out --text-file and --split")
-    run = run_folder.Run(run_folder.find_run(flags.run))  # an error before the first message
+    run = open_run(flags.run)  # an error before the first message
     if flags.suite is not None and "imported" in run.record:
         raise InputError(
             f"--suite {flags.suite} takes words or tokens from the training text, and this model "
@@ -148,7 +149,7 @@ def _read_tokens(flags: Flags, model: Model) -> Tokens:
     return tokenize_source(source, tokenizer, data.encoding_errors)
 
 
-def _evaluate_suite(run: run_folder.Run, model: Model, name: SuiteName, as_json: bool) -> int:
+def _evaluate_suite(run: Run, model: Model, name: SuiteName, as_json: bool) -> int:
     """Measure a suite, print its result, and save it in the run for its report.
 
     The report shows the run as it was trained, so a result with another context or other operations

@@ -28,11 +28,11 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     from glasslm.cli.parsing import parse
-    from glasslm.runs import run_folder
+    from glasslm.runs.protection import open_run
     from glasslm.training.merging import merge_run
 
     flags = parse(Flags, argv, "glasslm merge", DESCRIPTION)
-    run = run_folder.Run(run_folder.find_run(flags.run))
+    run = open_run(flags.run, with_log=True)
     adapted_dir = run.path.resolve()  # the name of "." is empty
     path = flags.run_dir or adapted_dir.with_name(f"{adapted_dir.name}-merged")
     print_result(f"run: {merge_run(run, path, shlex.join(['glasslm', 'merge', *argv]))}")

@@ -37,14 +37,14 @@ def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm report", DESCRIPTION)
     from glasslm.lab.studies.stored_study import is_study, open_study
     from glasslm.report import run_report
-    from glasslm.runs import recorded_operations, run_folder
-    from glasslm.runs.run_folder import Run
+    from glasslm.runs import recorded_operations
+    from glasslm.runs.protection import open_run
 
     if is_study(Path(flags.run)):
         print_result(str(open_study(flags.run).write()))
         return 0
-    path = run_folder.find_run(flags.run)
+    run = open_run(flags.run, with_log=True)
     if flags.ops:
-        recorded_operations.admit_run_operations(Run(path), flags.ops)
-    print_result(str(run_report.write(path)))
+        recorded_operations.admit_run_operations(run, flags.ops)
+    print_result(str(run_report.write(run.path)))
     return 0

@@ -45,15 +45,14 @@ class Flags:
 def main(argv: list[str]) -> int:
     from glasslm.cli.parsing import parse
     from glasslm.lab.verification.reproduction import json_facts, reproduce
-    from glasslm.runs import run_folder
-    from glasslm.runs.run_folder import Run
+    from glasslm.runs.protection import open_run
 
     flags = parse(Flags, argv, "glasslm reproduce", DESCRIPTION)
     require(flags.steps is None or flags.steps >= 1, "--steps", flags.steps, "1 or more")
-    path = run_folder.find_run(flags.run)
-    run_dir = flags.run_dir or path.with_name(f"{path.resolve().name}-reproduced")
+    run = open_run(flags.run, with_log=True)
+    run_dir = flags.run_dir or run.path.with_name(f"{run.path.resolve().name}-reproduced")
     reproduction = reproduce(
-        Run(path), run_dir, flags.steps, shlex.join(["glasslm", "reproduce", *argv]), notify,
+        run, run_dir, flags.steps, shlex.join(["glasslm", "reproduce", *argv]), notify,
         flags.ops,
     )  # fmt: skip
     print_escaped(_format_result(reproduction), sys.stderr if flags.json else sys.stdout)

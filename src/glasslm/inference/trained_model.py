@@ -33,8 +33,8 @@ from glasslm.inference.scheduler import Scheduler
 from glasslm.inference.stream import visible_length
 from glasslm.model.parameters import ParameterTable, parameter_table
 from glasslm.runs import checkpoint as checkpoints
-from glasslm.runs import run_folder
 from glasslm.runs.checkpoint_selector import CheckpointSelector
+from glasslm.runs.protection import open_run
 from glasslm.runs.recorded_operations import admit_run_operations
 from glasslm.text import Notify, ignore_message
 
@@ -64,7 +64,7 @@ def load_model(
     not exist, or the positions do not allow the context; DamagedError where files were altered or
     do not belong together.
     """
-    source = run_folder.Run(run_folder.find_run(run))
+    source = open_run(run)
     loaded = checkpoints.load(source.path, checkpoint)
     checkpoints.require_identity(loaded, source.identity)
     compute = ComputeConfig(engine=engine, device=device, precision=precision, threads=threads)

@@ -19,8 +19,8 @@ from glasslm.interop.hf_special_tokens import TokenSettings, default_settings
 from glasslm.interop.hf_tokenizer import replaced_by_model_type
 from glasslm.model.adapters import merge_adapters, without_adapters
 from glasslm.runs import checkpoint as checkpoints
-from glasslm.runs import run_folder
 from glasslm.runs.checkpoint_selector import CheckpointSelector
+from glasslm.runs.protection import open_run
 from glasslm.runs.recorded_operations import require_without_operations
 from glasslm.runs.run_folder import Run
 
@@ -91,7 +91,7 @@ def load_export(name: str, which: CheckpointSelector = "best") -> ModelExport:
 
     Raises InputError and DamagedError.
     """
-    run = Run(run_folder.find_run(name))
+    run = open_run(name, with_log=True)  # of which the model card shows results
     checkpoint = checkpoints.load(run.path, which)
     checkpoints.require_identity(checkpoint, run.identity)
     require_without_operations(run, "exported: other programs do not have this code")

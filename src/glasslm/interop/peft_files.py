@@ -31,7 +31,8 @@ from glasslm.interop.untrusted_json import CONFIG_FILE, read_values
 from glasslm.model.adapters import without_adapters
 from glasslm.model.parameters import parameter_table
 from glasslm.runs.checkpoint import Checkpoint
-from glasslm.runs.run_folder import Run, find_run
+from glasslm.runs.protection import open_run
+from glasslm.runs.run_folder import Run
 from glasslm.runs.tensor_file import safetensors_chunks
 from glasslm.text import plural
 
@@ -127,7 +128,7 @@ def _base_model_type(run: Run, base: str | None) -> str:
     if source is None:
         return ""
     try:
-        return imported_model_type(Run(find_run(source["run"])))
+        return imported_model_type(open_run(source["run"]))
     except (InputError, DamagedError):  # the folder was moved, deleted or changed
         return ""
 

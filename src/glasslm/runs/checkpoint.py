@@ -274,9 +274,9 @@ def require_record(checkpoint: Checkpoint, record_sha256: str | None) -> None:
     expected = checkpoint.identity.record_sha256
     if expected not in (None, record_sha256):
         raise DamagedError(
-            f"{checkpoint.path.parent.parent / 'run.json'} was altered: its sha256 is "
-            f"{record_sha256}, {checkpoint.path.name}/{_STATE} says {expected}. Restore it from a "
-            "copy"
+            f"{checkpoint.path.parent.parent / 'run.json'} was altered, or {checkpoint.path.name} "
+            f"is a checkpoint of another run: its sha256 is {record_sha256}, "
+            f"{checkpoint.path.name}/{_STATE} says {expected}. Restore it from a copy"
         )
 
 

@@ -1,29 +1,45 @@
-"""The protection of run.json and metrics.jsonl by hashes.
+"""The protection of run.json, tokenizer.json and metrics.jsonl by hashes.
 
 The state.json of each checkpoint, which its manifest covers, has the hash of run.json and of the
 lines of metrics.jsonl before it. The last line of a run that ended has the hash of all of
-metrics.jsonl. Runs of older versions have no hashes, and nothing is compared.
+metrics.jsonl. Runs of older versions lack these, and only their config, tokenizer and text are
+compared. Whoever uses a run opens it with `open_run`.
 """
 
 from __future__ import annotations
 
+import os
+
 from glasslm.errors import DamagedError
-from glasslm.runs import checkpoint, metrics
+from glasslm.runs import checkpoint, metrics, run_folder
 from glasslm.runs.checkpoint import Checkpoint
 from glasslm.runs.run_folder import Run
 
 UNPROTECTED = "not protected by a hash: an older glasslm wrote it"
 
 
-def require_unaltered(run: Run) -> None:
-    """Raise DamagedError where run.json or metrics.jsonl is not as the run wrote it.
+def open_run(name_or_path: str | os.PathLike[str], *, with_log: bool = False) -> Run:
+    """The run with this path, or with this name under ./runs, if it is unaltered.
 
-    The newest checkpoint with an intact state.json says what it was; its weights are not read.
+    Raises InputError where there is none, and DamagedError as `require_unaltered` does.
+    """
+    run = Run(run_folder.find_run(name_or_path))
+    require_unaltered(run, with_log=with_log)
+    return run
+
+
+def require_unaltered(run: Run, *, with_log: bool = True) -> None:
+    """Raise DamagedError, with both hashes, where the run is not as it was written.
+
+    The newest checkpoint with an intact state.json says what run.json, tokenizer.json and, for
+    those who read it (`with_log`), metrics.jsonl were; its weights are not read.
     """
     newest = newest_position(run)
     if newest is not None:
         checkpoint.require_record(newest, run.record_sha256)
-    require_unaltered_log(run, [newest] if newest else [])
+        checkpoint.require_identity(newest, run.identity)  # older runs have no hash of run.json
+    if with_log:
+        require_unaltered_log(run, [newest] if newest else [])
 
 
 def require_unaltered_log(run: Run, checkpoints: list[Checkpoint]) -> bool:
@@ -32,12 +48,12 @@ def require_unaltered_log(run: Run, checkpoints: list[Checkpoint]) -> bool:
     Returns whether one of them has a hash of it.
     """
     path = run.path / "metrics.jsonl"
-    protected = [saved for saved in checkpoints if saved.position.metrics_sha256 is not None]
-    for saved in protected:
+    for saved in checkpoints:  # in older runs without a hash, so that only a missing log is found
         metrics.hash_prefix(path, *saved.position.metrics_position)
+    is_protected = any(saved.position.metrics_sha256 is not None for saved in checkpoints)
     if path.exists():
-        metrics.require_intact_end(path, bool(protected))
-    return bool(protected)
+        metrics.require_intact_end(path, is_protected)
+    return is_protected
 
 
 def describe_protection(run: Run, checkpoints: list[Checkpoint]) -> str:

@@ -22,8 +22,9 @@ from glasslm.inference.evaluation import split_windows
 from glasslm.model.adapters import merge_adapters
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.model.vocabulary_growth import add_token_rows
-from glasslm.runs import checkpoint, run_folder
+from glasslm.runs import checkpoint
 from glasslm.runs.checkpoint import Checkpoint
+from glasslm.runs.protection import open_run
 from glasslm.runs.record import SourceRun
 from glasslm.runs.run_folder import Run
 from glasslm.text import Notify
@@ -48,7 +49,7 @@ class BaseRun:
 
     def __init__(self, run: str) -> None:
         """`run` is a path or a name under ./runs; DamagedError where its checkpoint is damaged."""
-        self.run = Run(run_folder.find_run(run))
+        self.run = open_run(run)
         self.checkpoint = load_best_checkpoint(self.run)
 
     @property

@@ -223,10 +223,11 @@ def check_run(run: str, seed: int = 0, ops: str = "") -> Iterator[CheckResult]:
 
     `run` is a folder or a name under ./runs, `ops` the file of its operations, or "recorded".
     """
-    from glasslm.runs import checkpoint, run_folder
+    from glasslm.runs import checkpoint
+    from glasslm.runs.protection import open_run
     from glasslm.runs.recorded_operations import admit_run_operations
 
-    trained = run_folder.Run(run_folder.find_run(run))
+    trained = open_run(run)
     config = admit_run_operations(trained, ops)
     dataset = trained.dataset(notify)
     width = min(RUN_TOKENS, trained.config.model.block_size)

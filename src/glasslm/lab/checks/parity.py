@@ -173,10 +173,11 @@ def check_run(run: str, seed: int = 0, ops: str = "") -> Iterator[Parity]:
     The batches are passages of its validation text. The optimizer steps start from the run's
     moments and use its optimizer, with the rates of LR. `run` is a folder or a name under ./runs.
     """
-    from glasslm.runs import checkpoint, run_folder
+    from glasslm.runs import checkpoint
+    from glasslm.runs.protection import open_run
     from glasslm.runs.recorded_operations import admit_run_operations
 
-    trained = run_folder.Run(run_folder.find_run(run))
+    trained = open_run(run)
     config = admit_run_operations(trained, ops, ignore_message)
     dataset = trained.dataset(notify)
     best = checkpoint.load(trained.path, "best")

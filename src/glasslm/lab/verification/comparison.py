@@ -20,12 +20,11 @@ from glasslm.lab.verification.run_groups import (
 from glasslm.report import figures, page
 from glasslm.report.page import Picture, Section
 from glasslm.report.report_tables import ENDINGS
-from glasslm.runs import run_folder
 from glasslm.runs.history import best_eval, loss_range, sample_note
 from glasslm.runs.metrics import (
     COMPLETED_STATUSES,
 )
-from glasslm.runs.protection import require_unaltered
+from glasslm.runs.protection import open_run
 from glasslm.runs.run_folder import Run
 
 if TYPE_CHECKING:
@@ -61,8 +60,7 @@ def read_runs(names: Sequence[str]) -> tuple[list[ComparedRun], dict[str, Glassl
     errors: dict[str, GlasslmError] = {}
     for name in names:
         try:
-            run = Run(run_folder.find_run(name))
-            require_unaltered(run)
+            run = open_run(name, with_log=True)
             trial = ComparedRun("", run)
             _ = trial.settings, trial.results, trial.validation_text
             runs.append(run)

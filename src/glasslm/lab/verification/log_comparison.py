@@ -17,8 +17,8 @@ from glasslm.lab.diagnosis.curve_files import Curve, read_curve
 from glasslm.lab.verification.comparison import LINE_STYLES, SEED_NOISE, run_label
 from glasslm.report import figures, page
 from glasslm.report.page import Picture, Section
-from glasslm.runs import run_folder
 from glasslm.runs.history import loss_range
+from glasslm.runs.protection import open_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +80,7 @@ def read_logs(
     for name in names:
         try:
             is_run = not Path(name).is_file()
-            path = run_folder.find_run(name) if is_run else Path(name)
+            path = open_run(name, with_log=True).path if is_run else Path(name)
             curve = read_curve(path, () if is_run else mapping)
             logs.append(ComparedLog(run_label(len(logs)), path, curve, is_run))
         except (DamagedError, InputError) as error:
