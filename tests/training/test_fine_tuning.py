@@ -307,7 +307,7 @@ def test_a_checkpoint_of_another_run_is_no_start(base: Path, tmp_path: Path) -> 
     other = make_base(tmp_path, max_steps=1, seed=1)
     shutil.rmtree(other / "checkpoints")
     shutil.copytree(base / "checkpoints", other / "checkpoints")
-    with pytest.raises(DamagedError, match="belongs to another config"):
+    with pytest.raises(DamagedError, match="a checkpoint of another run"):
         BaseRun(str(other))
 
 
