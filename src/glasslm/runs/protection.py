@@ -36,6 +36,7 @@ def require_unaltered(run: Run, *, with_log: bool = True) -> None:
     """
     newest = newest_position(run)
     if newest is not None:
+        _ = run.record  # it refuses a file of gigabytes, which would take seconds to hash
         checkpoint.require_record(newest, run.record_sha256)
         checkpoint.require_identity(newest, run.identity)  # older runs have no hash of run.json
     if with_log:
