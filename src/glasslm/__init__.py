@@ -90,7 +90,7 @@ def train(
 
     from glasslm.config.config_fields import refuse_empty_value
     from glasslm.config.conversion import from_dict, with_flags
-    from glasslm.config.schema import ComputeConfig
+    from glasslm.config.schema import ComputeConfig, DataConfig
     from glasslm.config.unused_flags import refuse_unread_settings, refuse_unused_flags
     from glasslm.report import run_report
     from glasslm.text import notify
@@ -105,7 +105,8 @@ def train(
     arguments |= {**({"ops": os.fspath(ops)} if ops else {}), **flags}
     command = _format_call(arguments)
     for name, value in {"preset": preset, "run_dir": run_dir, **flags}.items():
-        refuse_empty_value(name, value, name)
+        if value != vars(DataConfig()).get(name):  # a call may give all fields of a config
+            refuse_empty_value(name, value, name)
     preset, defaults = _default_config(preset, flags)
     config = with_flags(defaults, {**flags, **({"ops": os.fspath(ops)} if ops else {})})
     refuse_unused_flags(flags, config.data, config.preference, config.train.init_from)

@@ -209,6 +209,8 @@ def test_an_empty_text_that_says_something_is_accepted(flag: str) -> None:
 def test_an_empty_value_is_refused_by_the_call_too(name: str) -> None:
     with pytest.raises(InputError, match=f"^{name} is empty: give it a value, or leave it out$"):
         glasslm.train(**{"text_file": "book.txt", name: ""})
+    with pytest.raises(InputError, match=r"book\.txt"):  # the default of a field, and no such file
+        glasslm.train(text_file="book.txt", document_separator=DataConfig.document_separator)
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,9 @@ def test_every_command_that_reads_the_log_refuses_an_altered_or_missing_one(
     log.write_bytes(content.replace(b"2", b"3", 1))
     assert run_reader(command, run_dir, text) == 4
     assert str(log) in capsys.readouterr().err
+    if command == "diagnose":
+        assert cli.main(["diagnose", "--curve", str(run_dir)]) == 4
+        assert str(log) in capsys.readouterr().err
     log.unlink()
     assert run_reader(command, run_dir, text) == 4
     assert str(log) in capsys.readouterr().err
@@ -244,7 +247,7 @@ def test_an_edited_configuration_of_an_older_run_is_found(finished: Path, tmp_pa
 
 
 def test_commands_open_runs_in_one_place() -> None:
-    """Else a command could forget to compare run.json with its hash."""
+    """So that each command compares run.json with its hash."""
     source = Path(cli.__file__).parents[1]
     callers = {
         path.relative_to(source).as_posix()

@@ -72,7 +72,16 @@ def test_what_was_taken_is_said_first(tmp_path: Path) -> None:
         "CSV: N from `size` times 1e+06, D from `tokens_b` times 1e+09, loss from `val_bpb`; "
         "losses taken as bits per byte; 4 runs"
     ]
-    assert table.columns == {"N": "size*1e+06", "D": "tokens_b*1e+09", "loss": "val_bpb"}
+    assert table.columns == {"N": "size*1000000", "D": "tokens_b*1000000000", "loss": "val_bpb"}
+
+
+def test_the_notation_of_a_factor_is_read_back_exactly(tmp_path: Path) -> None:
+    text = rows("size,steps,loss", "{N:.0f},{b:.0f},{loss}")
+    path = write(tmp_path / "a.csv", text)
+    table = read_runs(path, ["N=size", "D=steps*1048577.5"])
+    assert table.columns["D"] == "steps*1048577.5"
+    again = read_runs(path, [f"{role}={column}" for role, column in table.columns.items()])
+    assert again.runs == table.runs
 
 
 def test_two_columns_that_could_be_N(tmp_path: Path) -> None:

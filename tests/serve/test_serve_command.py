@@ -231,7 +231,7 @@ def test_while_it_loads_the_server_answers_503(runs: list[Path]) -> None:
         (["--host", "0.0.0.0"], "--api-key KEY, or --no-api-key"),
         (["--host", "::"], "--no-api-key"),
         (["--api-key", "a", "--no-api-key"], "choose one"),
-        (["--api-key", ""], "printable ASCII"),
+        (["--api-key", ""], "--api-key is empty"),
         (["--api-key", "a b"], "printable ASCII"),
         (["--api-key", "é"], "printable ASCII"),
         (["--port", "70000"], "65535"),

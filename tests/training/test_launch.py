@@ -30,6 +30,7 @@ from glasslm.errors import CompilerError, DamagedError, ExhaustedError, InputErr
 from glasslm.model.parameters import parameter_table
 from glasslm.report import run_report
 from glasslm.runs import metrics, run_folder
+from glasslm.runs.protection import open_run
 from glasslm.runs.run_lock import lock_run
 from glasslm.text import format_bytes
 from glasslm.training import launch
@@ -469,6 +470,24 @@ def test_a_damaged_last_checkpoint_is_made_again_though_the_run_had_finished(
     assert launch.resume(run, COMPUTE, notify=said.append).status == "finished"
     assert "model.safetensors" in said[1]
     assert comparable_results(run, 20) == comparable_results(finished, 20)
+
+
+def test_a_run_that_goes_back_has_no_later_checkpoint_and_is_never_called_altered(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    weights = run / "checkpoints" / "000020" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    read: list[Path] = []
+
+    def log_and_read(self: Loop, line: dict[str, Any]) -> None:
+        log(self, line)
+        read.append(open_run(run, with_log=True).path)
+
+    log = Loop.log
+    monkeypatch.setattr(Loop, "log", log_and_read)
+    assert launch.resume(run, COMPUTE).status == "finished"
+    assert len(read) > 5
 
 
 def test_float64_is_resumed_in_float64(text: Path, tmp_path: Path) -> None:

@@ -344,15 +344,16 @@ def test_timed_steps_change_no_weight_at_any_rate() -> None:
 
 
 def test_a_time_limit_is_planned_from_as_many_steps_as_fit_into_a_hundredth_of_it() -> None:
-    def steps(max_time: str | None) -> int:
-        engine: Any = SlowEngine(4, threads=1)  # a step of 4 rows takes 1.25 s
-        timed = config(batch_size=4, micro_batch_size=4, max_time=max_time)
+    def steps(max_time: str | None, rows: int = 4) -> int:
+        engine: Any = SlowEngine(4, threads=1)  # a turn of 4 rows takes 1 s, an update 0.25 s
+        timed = config(batch_size=rows, micro_batch_size=4, max_time=max_time)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(time, "perf_counter", lambda: engine.now)
             step_timer.time_steps(timed, engine, dataset(), prepared())
         return int(engine.n_updates)
 
-    assert [steps(limit) for limit in (None, "10m", "20m", "5h")] == [3, 5, 10, 50]
+    assert [steps(limit) for limit in (None, "10m", "20m", "5h")] == [3, 6, 11, 50]
+    assert steps("20m", rows=32) == 11  # one of 8 turns is computed
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ class Tokenizer(Protocol):
 
     @property
     def encoding_identity(self) -> str:
-        """Identity of the ids in the cache: `sha256`, except where older versions drew merges."""
+        """Identity of cached ids; not `sha256` with dropout, where older versions drew them."""
         return f"{self.sha256} without dropout" if self.has_dropout else self.sha256
 
     @property

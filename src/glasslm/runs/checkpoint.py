@@ -302,12 +302,15 @@ def _latest(run_dir: Path, steps: list[int], warn: Notify) -> Checkpoint:
     )
 
 
-def _rotate(run_dir: Path, position: TrainingPosition, keep: int, protect_step: int) -> None:
-    """Remove checkpoints except this one, `keep - 1` complete ones before it and the protected.
+def remove_after(run_dir: Path, step: int) -> None:
+    """Remove the checkpoints after `step`: their hashes do not fit a log that goes on from there."""
+    for later in list_steps(run_dir):
+        if later > step:
+            files.remove_folder(_checkpoint_path(run_dir, later))
 
-    The protected are the best, step 0 and `protect_step`. Later checkpoints are left from before a
-    damaged one made the run go back.
-    """
+
+def _rotate(run_dir: Path, position: TrainingPosition, keep: int, protect_step: int) -> None:
+    """Remove checkpoints except this, `keep - 1` complete ones before it, and the protected ones."""
     protected_steps = {0, protect_step, position.best.step if position.best else 0}
     n_complete = 1
     for step in reversed(list_steps(run_dir)):
@@ -318,9 +321,8 @@ def _rotate(run_dir: Path, position: TrainingPosition, keep: int, protect_step: 
             files.remove_folder(path)
 
 
-# Checkpoints that this process has written or verified by their hashes. Rotation compares only
-# the sizes of their files: hashing would read hundreds of megabytes at each save. Loading always
-# verifies the hashes.
+# Checkpoints that this process has written or verified by their hashes. Rotation compares only the
+# sizes of their files, as hashing would read hundreds of megabytes at each save.
 _verified_folders: set[Path] = set()
 
 

@@ -3,7 +3,7 @@
 The state.json of each checkpoint, which its manifest covers, has the hash of run.json and of the
 lines of metrics.jsonl before it. The last line of a run that ended has the hash of all of
 metrics.jsonl. Runs of older versions lack these, and only their config, tokenizer and text are
-compared. Whoever uses a run opens it with `open_run`.
+compared. Commands open runs with `open_run`; `resume` and `verify` compare the hashes themselves.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def open_run(name_or_path: str | os.PathLike[str], *, with_log: bool = False) ->
 def require_unaltered(run: Run, *, with_log: bool = True) -> None:
     """Raise DamagedError, with both hashes, where the run is not as it was written.
 
-    The newest checkpoint with an intact state.json says what run.json, tokenizer.json and, for
-    those who read it (`with_log`), metrics.jsonl were; its weights are not read.
+    run.json and tokenizer.json, and metrics.jsonl if `with_log`, are compared with the hashes in
+    the newest checkpoint whose state.json is intact; its weights are not read.
     """
     newest = newest_position(run)
     if newest is not None:

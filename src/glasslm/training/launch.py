@@ -194,6 +194,7 @@ def resume(
             "from": f"checkpoints/{latest.step:06d}",
         }
         display = Display(run.config.train.max_steps, run_dir.name)
+        checkpoint.remove_after(run_dir, latest.step)
         return _run_loop(
             RunSetup(run, engine, dataset, display, _reopen_old_text(run, notify), latest.position),
             first_lines=[resume_line],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import string
 from types import SimpleNamespace
 
@@ -265,5 +266,6 @@ def test_a_suite_stands_in_the_report_of_the_run(tmp_path, capsys):
     imported = {"from": "x", "model_type": "llama", "sha256": {}}
     record |= {"imported": imported}  # as `glasslm import` writes it
     (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    shutil.rmtree(folder / "checkpoints")  # they have the hash of run.json
     assert cli.main(["evaluate", run, "--suite", "copying"]) == 2
     assert "was imported without it: leave out --suite" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from glasslm.lab.diagnosis.curve_table import ROLES, CurveTable, Series
 from glasslm.lab.tables import columns
 from glasslm.lab.tables.long_tables import separate_splits, widen
 from glasslm.lab.tables.rows import Row, Table, read_table
+from glasslm.runs.protection import open_run
 
 EXPECTED = (
     "a loss: a column such as loss, train_loss, train/loss, lm loss or val_loss, and one of steps"
@@ -59,9 +60,13 @@ def read_curve(path: Path, mapping: Sequence[str] = ()) -> Curve:
     """The curve in a log: a file of any program, or the metrics.jsonl of a run folder.
 
     `mapping` names columns, as in "loss=total". Raises InputError when the file cannot be read,
-    and, with the names of its columns, when none of them is a loss.
+    and, with the names of its columns, when none of them is a loss; DamagedError for an
+    altered run.
     """
-    path = path / "metrics.jsonl" if path.is_dir() else path
+    if path.is_dir():
+        if (path / "run.json").is_file():
+            open_run(path, with_log=True)
+        path /= "metrics.jsonl"
     table = _without_other_kinds(separate_splits(widen(read_table(path))))
     reader = CurveTable(table, columns.parse_mapping(mapping, ROLES, table))
     if "loss" not in reader.columns and "val_loss" not in reader.columns:

@@ -100,10 +100,11 @@ class Column:
 
     @property
     def notation(self) -> str:
-        """The column in JSON, as in --columns: NAME or NAME*FACTOR; log(NAME) of perplexities."""
+        """In JSON: NAME or NAME*FACTOR, as --columns reads it; log(NAME) of perplexities."""
         if self.perplexity:
             return f"log({self.name})"
-        return f"{self.name}*{self.factor:g}" if self.factor != 1 else self.name
+        factor = repr(float(self.factor)).removesuffix(".0")
+        return f"{self.name}*{factor}" if self.factor != 1 else self.name
 
     def __str__(self) -> str:
         if self.perplexity:
