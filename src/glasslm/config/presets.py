@@ -18,12 +18,12 @@ def tiny() -> RunConfig:
 
 
 def quick() -> RunConfig:
-    """The default: 0.5M parameters, 0.074 nats below tiny in 1.45 times its time (docs/log.md)."""
+    """The default: 0.5M parameters, 0.081 nats below tiny in 1.45 times its time (docs/log.md)."""
     base = tiny()
     return replace(
         base,
         model=replace(base.model, d_model=96, qk_norm=True, tie_embeddings=False),
-        optimizer=replace(base.optimizer, lr=5e-3),
+        optimizer=replace(base.optimizer, lr=5e-3, weight_decay=0.4),
         train=replace(base.train, max_steps=2400, eval_interval=200),
     )
 

@@ -303,14 +303,14 @@ def _latest(run_dir: Path, steps: list[int], warn: Notify) -> Checkpoint:
 
 
 def remove_after(run_dir: Path, step: int) -> None:
-    """Remove the checkpoints after `step`: their hashes do not fit a log that goes on from there."""
+    """Remove the checkpoints after `step`, whose hashes do not fit a log that goes on from it."""
     for later in list_steps(run_dir):
         if later > step:
             files.remove_folder(_checkpoint_path(run_dir, later))
 
 
 def _rotate(run_dir: Path, position: TrainingPosition, keep: int, protect_step: int) -> None:
-    """Remove checkpoints except this, `keep - 1` complete ones before it, and the protected ones."""
+    """Remove checkpoints but this, `keep - 1` complete ones before it, and the protected ones."""
     protected_steps = {0, protect_step, position.best.step if position.best else 0}
     n_complete = 1
     for step in reversed(list_steps(run_dir)):
