@@ -318,7 +318,7 @@ def test_a_study_with_a_budget_goes_on_with_the_steps_that_were_fixed(
     assert cli.main([*words, "--max-steps", "30"]) == 2
     assert "leave out --max-steps" in capsys.readouterr().err
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ablation, "measure_speed", lambda *_: StepTimer(0.05, 0.0, 0.0, 0.0))
+        patch.setattr(ablation, "measure_speed", lambda *_: StepTimer(0.02, 0.0, 0.0, 0.0))
         assert cli.main(words) == 0
     planned = (out / "plan.json").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
