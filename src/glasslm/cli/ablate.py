@@ -143,9 +143,9 @@ def main(argv: list[str]) -> int:
 
 
 def _refuse_unused_flags(flags: Flags, axes: tuple[str, ...], given: set[str]) -> None:
-    """Raise InputError for a flag that would change nothing in any run of the study."""
-    if flags.budget is not None and "max_steps" in given:
-        raise InputError("--budget fixes the steps of an ablation's runs: leave out --max-steps")
+    """Refuse, or name in a note, a flag that would change nothing in any run of the study."""
+    if flags.budget is not None and "max_steps" in given:  # as in a script with and without it
+        notify("note: --max-steps has no effect: --budget fixes the steps of the runs")
     configs = [flags.config]
     if flags.against is None:  # whose `glasslm train` may refuse what the baseline does not read
         configs += [variant.config for variant in variants(axes, flags.config)]
