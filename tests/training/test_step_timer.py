@@ -23,7 +23,9 @@ from glasslm.data.dataset import Dataset, Split
 from glasslm.data.tokenizers import ByteTokenizer
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Batch, Update
-from glasslm.errors import InputError
+from glasslm.errors import DivergedError, InputError
+from glasslm.inference import generation
+from glasslm.inference.sampling import Sampling
 from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.training import step_timer
 from glasslm.training.evaluation_windows import (
@@ -330,6 +332,20 @@ def test_either_engine_is_timed(engine: Any, monkeypatch: pytest.MonkeyPatch) ->
     parts = measured._replace(val_windows=0)
     assert all(0 < part < 200 * (time.perf_counter() - started_at) for part in parts if part)
     assert 0 < run_seconds(small, data, measured) < math.inf
+
+
+def test_a_model_that_has_diverged_is_timed_too() -> None:
+    wild = config(d_model=32, n_layers=2, n_heads=2, sample_interval=5)
+    engine = make_engine(wild, 256, ComputeConfig(engine="numpy", threads=1), training=True)
+    first = initial_weights(parameter_table(wild.model, 256), 0)
+    engine.load((name, np.full_like(array, np.nan)) for name, array in first)
+    with np.errstate(all="ignore"):
+        assert step_timer.time_steps(wild, engine, dataset(), prepared()).sample > 0
+        with pytest.raises(DivergedError):  # it could not generate
+            list(generation.generate(
+                engine, ByteTokenizer(), [""], model_config=wild.model, max_new_tokens=1,
+                sampling=Sampling(),
+            ))  # fmt: skip
 
 
 def test_timed_steps_change_no_weight_at_any_rate() -> None:

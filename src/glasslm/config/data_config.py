@@ -146,9 +146,9 @@ class DataConfig:
             "--hf-dataset": self.hf_dataset,
             "--chat": self.chat,
         }
-        given = [name for name, value in sources.items() if value]
-        if len(given) > 1:
-            raise InputError(f"both {' and '.join(given)} were given: choose one of them")
+        named_sources = [name for name, value in sources.items() if value]
+        if len(named_sources) > 1:
+            raise InputError(f"both {' and '.join(named_sources)} were given: choose one of them")
         if self.hf_dataset is not None:
             is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.hf_dataset, re.ASCII) is not None
             expected = "OWNER/NAME, as on https://huggingface.co/datasets"

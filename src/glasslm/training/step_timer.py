@@ -6,6 +6,7 @@ The plan shows it before the first step, and --max-time becomes a number of step
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import math
 import statistics
@@ -21,7 +22,7 @@ from glasslm.data.dataset import Dataset, Split
 from glasslm.data.token_file import Tokens
 from glasslm.engines.choice import can_compile
 from glasslm.engines.protocol import Engine
-from glasslm.errors import InputError
+from glasslm.errors import DivergedError, InputError
 from glasslm.inference import generation
 from glasslm.inference.evaluation import Windows, split_windows
 from glasslm.inference.exact_answers import score_windows
@@ -92,8 +93,6 @@ def time_steps(
     sampler = make_sampler(config, dataset)
     batch = training_batch(sampler, dataset.train.tokens, step=0, rows=rows)
     accumulate = partial(engine.accumulate, batch, 1 / count_targets(batch))
-    max_time = config.train.max_time
-    timing_s = TIMING_SHARE * parse_duration(max_time) if max_time else 0.0
     engine_calls = EngineCalls(engine, config, dataset.tokenizer.vocab_size)
 
     def sample() -> None:
@@ -105,8 +104,9 @@ def time_steps(
             max_new_tokens=TIMED_SAMPLE_TOKENS,
             sampling=Sampling(),
         )
-        for _ in pieces:
-            pass
+        with contextlib.suppress(DivergedError):  # the loop reports the divergence of the run
+            for _ in pieces:
+                pass
 
     objective = None
     if config.preference.is_active:  # the first weights are the current ones here
@@ -123,7 +123,7 @@ def time_steps(
         preparation.end_stage("measuring the speed", shortest_s)
 
     first = step()  # also allocates memory and loads libraries: the next ones may be much shorter
-    ends_at = time.perf_counter() + timing_s
+    ends_at = time.perf_counter() + _timing_seconds(config)
     size = sum(array.nbytes for _, array in engine.state())
     timer = StepTimer(0.0, 0.0, 0.0, checkpoint=size / DISK_BYTES_PER_S + CHECKPOINT_S)
     require_time(timer)
@@ -140,6 +140,12 @@ def time_steps(
     if config.train.sample_interval:
         timer = timer._replace(sample=time_call(sample) * SAMPLE_TOKENS / TIMED_SAMPLE_TOKENS)
     return timer._replace(report=REPORT_FACTOR * time_call(_sort_numbers))
+
+
+def _timing_seconds(config: RunConfig) -> float:
+    """How long steps are timed; 0 without --max-time."""
+    max_time = config.train.max_time
+    return TIMING_SHARE * parse_duration(max_time) if max_time else 0.0
 
 
 def _time_evaluation(

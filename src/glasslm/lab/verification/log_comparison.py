@@ -80,7 +80,7 @@ def read_logs(
     for name in names:
         try:
             is_run = not Path(name).is_file()
-            path = open_run(name, with_log=True).path if is_run else Path(name)
+            path = open_run(name).path if is_run else Path(name)
             curve = read_curve(path, () if is_run else mapping)
             logs.append(ComparedLog(run_label(len(logs)), path, curve, is_run))
         except (DamagedError, InputError) as error:
