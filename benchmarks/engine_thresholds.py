@@ -10,9 +10,8 @@ model takes beyond the second, with an empty cache. The second table generates f
 tokens. Before timing, all variants of a size must give the same loss within bfloat16's rounding. A
 CPU without bfloat16 arithmetic has only the fp32 columns.
 
-The results determine TORCH_TRAINING_MIN_PARAMETERS and TORCH_INFERENCE_MIN_PARAMETERS
-(engines/choice.py), BF16_MIN_PARAMETERS (engines/torch/hardware.py) and MIN_COMPILED_RUN_S
-(training/step_timer.py).
+The results determine TORCH_TRAINING_MIN_PARAMETERS, COMPILED_TRAINING_MIN_PARAMETERS and
+TORCH_INFERENCE_MIN_PARAMETERS (engines/choice.py) and MIN_COMPILED_RUN_S (training/step_timer.py).
 """
 
 from __future__ import annotations

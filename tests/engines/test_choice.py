@@ -14,6 +14,7 @@ from glasslm import cli
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.engines import choice
 from glasslm.engines.choice import (
+    COMPILED_TRAINING_MIN_PARAMETERS,
     TORCH_INFERENCE_MIN_PARAMETERS,
     TORCH_TRAINING_MIN_PARAMETERS,
     choose_engine,
@@ -62,6 +63,22 @@ def test_numpy_trains_small_models_and_torch_large_ones(hardware: Any) -> None:
     torch, reason = choose_engine(AUTO, MANY, training=True)
     assert (torch.engine, torch.device, torch.precision) == ("torch", "cpu", "bf16")
     assert reason == "3.0M parameters; torch from 3M"
+
+
+def test_compiled_bfloat16_trains_smaller_models(
+    hardware: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a run is long enough to be compiled, on a CPU with bfloat16 products."""
+    threshold = COMPILED_TRAINING_MIN_PARAMETERS
+    torch, reason = choose_engine(AUTO, threshold, training=True, compiled=True)
+    assert (torch.engine, torch.device, torch.precision) == ("torch", "cpu", "bf16")
+    assert reason == "500,000 parameters; compiled torch from 0.5M"
+    smaller, _ = choose_engine(AUTO, threshold - 1, training=True, compiled=True)
+    fp32, _ = choose_engine(ComputeConfig(precision="fp32"), threshold, True, compiled=True)
+    named, _ = choose_engine(ComputeConfig(engine="numpy"), threshold, True, compiled=True)
+    monkeypatch.setattr(hardware, "has_bf16", lambda device: False)
+    plain, _ = choose_engine(AUTO, threshold, training=True, compiled=True)
+    assert [c.engine for c in (smaller, fp32, named, plain)] == 4 * ["numpy"]
 
 
 def test_numpy_serves_larger_models_than_it_trains(hardware: Any) -> None:

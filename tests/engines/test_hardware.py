@@ -10,7 +10,6 @@ from glasslm.errors import InputError
 torch = pytest.importorskip("torch")
 
 from glasslm.engines.torch import hardware  # noqa: E402 - needs PyTorch
-from glasslm.engines.torch.hardware import BF16_MIN_PARAMETERS  # noqa: E402
 
 
 @pytest.fixture(params=[(), ("mps",), ("cuda",)], ids=["cpu", "mps", "cuda"])
@@ -41,18 +40,18 @@ def test_a_missing_device_is_refused_with_the_available_ones(
     assert "leave --device out" in message
 
 
-@pytest.mark.parametrize(("device", "parameters", "expected"), [
-    ("cpu", BF16_MIN_PARAMETERS - 1, "fp32"),
-    ("cpu", BF16_MIN_PARAMETERS, "bf16"),
-    ("cuda", 1, "bf16"),
+@pytest.mark.parametrize(("device", "is_large", "expected"), [
+    ("cpu", False, "fp32"),
+    ("cpu", True, "bf16"),
+    ("cuda", False, "bf16"),
 ])  # fmt: skip
 def test_auto_is_bf16_where_it_is_faster(
-    device: Any, parameters: int, expected: str, monkeypatch: pytest.MonkeyPatch
+    device: Any, is_large: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "has_bf16", lambda device: True)
-    assert hardware.choose_precision("auto", device, parameters) == expected
+    assert hardware.choose_precision("auto", device, is_large=is_large) == expected
     monkeypatch.setattr(hardware, "has_bf16", lambda device: False)
-    assert hardware.choose_precision("auto", device, parameters) == "fp32"
+    assert hardware.choose_precision("auto", device, is_large=is_large) == "fp32"
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -66,22 +65,22 @@ def test_bf16_is_refused_where_the_hardware_lacks_it(
     with pytest.raises(
         InputError, match=f"--precision bf16: .*{device}.* no bfloat16 .*: use --precision fp32"
     ):
-        hardware.choose_precision("bf16", device, 10**9)
-    assert hardware.choose_precision("fp16", device, 1) == "fp16"
-    assert hardware.choose_precision("fp32", device, 10**9) == "fp32"
+        hardware.choose_precision("bf16", device, is_large=True)
+    assert hardware.choose_precision("fp16", device, is_large=False) == "fp16"
+    assert hardware.choose_precision("fp32", device, is_large=True) == "fp32"
 
 
 @pytest.mark.parametrize("feature", ["amx_bf16", "avx512_bf16", "bf16"])
 def test_bf16_is_a_feature_of_the_cpu(feature: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {feature: True})
     assert hardware.has_bf16("cpu")
-    assert hardware.choose_precision("bf16", "cpu", 1) == "bf16"
+    assert hardware.choose_precision("bf16", "cpu", is_large=False) == "bf16"
 
 
 def test_mps_has_no_float64() -> None:
     with pytest.raises(InputError, match=r"--precision fp64: mps .*--device cpu"):
-        hardware.choose_precision("fp64", "mps", 1)
-    assert hardware.choose_precision("fp64", "cpu", 1) == "fp64"
+        hardware.choose_precision("fp64", "mps", is_large=False)
+    assert hardware.choose_precision("fp64", "cpu", is_large=False) == "fp64"
 
 
 def test_the_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.engines import choice
 from glasslm.engines.protocol import Engine
 from glasslm.runs import run_folder
-from glasslm.training import launch, sample_line
+from glasslm.training import engine_preparation, launch, sample_line
 from glasslm.training.outcome import Outcome
 from small_runs import (
     comparable_results,
@@ -224,7 +224,7 @@ def test_the_run_records_its_engine(text: Path, tmp_path: Path) -> None:
 
 
 def record_engines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Engine, int]]:
-    """The engines that launch.py makes from now on, and the threads it requests; each gets one."""
+    """The engines made from now on, and the threads that runs request; each gets one."""
     engines: list[tuple[Engine, int]] = []
     right = launch.make_engine
 
@@ -234,6 +234,7 @@ def record_engines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Engine, int]]:
         return engine
 
     monkeypatch.setattr(launch, "make_engine", make)
+    monkeypatch.setattr(engine_preparation, "make_engine", make)
     return engines
 
 

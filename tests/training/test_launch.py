@@ -33,7 +33,7 @@ from glasslm.runs import metrics, run_folder
 from glasslm.runs.protection import open_run
 from glasslm.runs.run_lock import lock_run
 from glasslm.text import format_bytes
-from glasslm.training import launch
+from glasslm.training import engine_preparation, launch
 from glasslm.training.loop import Loop
 from glasslm.training.time_limit import TimeLimit
 from small_runs import (
@@ -306,8 +306,8 @@ def test_a_compilation_that_fails_is_a_note_unless_it_was_asked_for(
             engine.accumulate = fail
         return engine
 
-    monkeypatch.setattr(launch, "make_engine", make)
-    monkeypatch.setattr(launch.step_timer, "should_compile", lambda compute, s: True)
+    monkeypatch.setattr(engine_preparation, "make_engine", make)
+    monkeypatch.setattr(engine_preparation.step_timer, "should_compile", lambda compute, s: True)
     messages: list[str] = []
     config, run = small_config(text, max_steps=2), tmp_path / "run"
     launch.train(config, COMPUTE, run, notify=messages.append)
@@ -316,10 +316,53 @@ def test_a_compilation_that_fails_is_a_note_unless_it_was_asked_for(
     note = "not compiled: torch.compile does not work here (no C++ compiler works)"
     assert note in "\n".join(messages)
     assert "compiled: the run is long" not in "\n".join(messages)
-    monkeypatch.setattr(launch, "_choose_compute", lambda config, size, compute: (compute, []))
+    monkeypatch.setattr(
+        engine_preparation, "choose_compute", lambda config, size, compute: (compute, [])
+    )
     asked = ComputeConfig(engine="numpy", device="cpu", precision="fp32", compile="on", threads=1)
     with pytest.raises(InputError, match=r"compile does not work here .*use --compile off"):
         launch.train(config, asked, tmp_path / "other", notify=ignore_message)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_long_run_of_numpy_goes_over_to_compiled_pytorch(
+    fails: bool, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same first weights, or not at all: nothing is compiled here."""
+    pytest.importorskip("torch")
+    computes: list[ComputeConfig] = []
+
+    def make(config: RunConfig, vocab_size: int, compute: ComputeConfig, **settings: Any) -> Any:
+        computes.append(compute)
+        if compute.compile == "on" and fails:
+            raise CompilerError("no C++ compiler works")
+        plain = dataclasses.replace(compute, precision="fp32", compile="off")
+        return factory.make_engine(config, vocab_size, plain, **settings)
+
+    def choose(compute: ComputeConfig, parameters: int, training: bool, compiled: bool) -> Any:
+        if not compiled:
+            return ComputeConfig(engine="numpy", device="cpu", precision="fp32"), "few parameters"
+        return ComputeConfig(engine="torch", device="cpu", precision="bf16"), "compiled"
+
+    monkeypatch.setattr(engine_preparation, "make_engine", make)
+    monkeypatch.setattr(engine_preparation, "choose_engine", choose)
+    monkeypatch.setattr(engine_preparation, "MIN_COMPILED_RUN_S", {"cpu": 0.0})
+    monkeypatch.setattr(
+        engine_preparation.step_timer,
+        "should_compile",
+        lambda compute, s: compute.engine == "torch",
+    )
+    messages: list[str] = []
+    config, run = small_config(text, max_steps=2), tmp_path / "run"
+    outcome = launch.train(config, ComputeConfig(), run, notify=messages.append)
+    assert outcome.status == "finished"
+    engines = [(compute.engine, compute.compile) for compute in computes]
+    assert engines[:2] == [("numpy", "auto"), ("torch", "on")]
+    assert engines[2:] == ([("numpy", "off")] if fails else [])
+    record, plan = read_json(run / "run.json"), "\n".join(messages)
+    assert record["engine"] == ("numpy" if fails else "torch")
+    assert ("engine: torch (compiled)" in plan) is not fails
+    assert ("engine: numpy (few parameters)" in plan) is fails
 
 
 # -- time ------------------------------------------------------------------------------------------
@@ -520,7 +563,7 @@ def test_a_diverged_run_says_so_and_has_a_report(
         )
         return engine
 
-    monkeypatch.setattr(launch, "make_engine", make_broken)
+    monkeypatch.setattr(engine_preparation, "make_engine", make_broken)
     outcome = launch.train(small_config(text), COMPUTE, tmp_path / "run", notify=ignore_message)
     assert outcome.status == "diverged"
     assert report_outcome(outcome, as_json=True) == 3

@@ -11,7 +11,7 @@ import pytest
 
 from glasslm.config.schema import ComputeConfig
 from glasslm.engines.factory import make_engine
-from glasslm.training import launch, long_call
+from glasslm.training import launch, long_call, step_timer
 from small_runs import (
     comparable_results,
     ignore_message,
@@ -64,7 +64,7 @@ def test_a_signal_in_a_call_abandons_it_and_a_resume_makes_it_again(
         return original(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(launch.step_timer, "time_steps", lambda *_: launch.step_timer.StepTimer(
+        patch.setattr(step_timer, "time_steps", lambda *_: step_timer.StepTimer(
             1e-3, 1e-4, 0.0, 1e-3, 1e-3))  # fmt: skip
         patch.setattr(kind, method, hang)
         cut = run(text, tmp_path / "cut", engine)

@@ -16,7 +16,7 @@ from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.inference import evaluation
 from glasslm.lab.checks import attention_paths, gradient_check, loss_parity, parity
 from glasslm.report import run_report
-from glasslm.training import launch, run_inputs, step_timer
+from glasslm.training import engine_preparation, launch, run_inputs, step_timer
 from small_runs import COMPUTE, ignore_message, small_config, write_text
 
 
@@ -56,8 +56,8 @@ def test_training_announces_each_phase_before_it_starts(
         (launch, "open_run_inputs"),
         (dataset, "survey_text"),
         (tokenizers, "train_bpe"),
-        (launch, "_choose_compute"),
-        (launch, "make_engine"),
+        (engine_preparation, "choose_compute"),
+        (engine_preparation, "make_engine"),
         (step_timer, "time_steps"),
         (launch, "_run_loop"),
     )
@@ -75,7 +75,7 @@ def test_training_announces_each_phase_before_it_starts(
         "training BPE",
         "<train_bpe>",
         "choosing the engine",
-        "<_choose_compute>",
+        "<choose_compute>",
         "starting the numpy engine and measuring its speed",
         "<make_engine>",
         "<time_steps>",

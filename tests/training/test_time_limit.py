@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from glasslm.engines import factory
 from glasslm.engines.numpy.engine import NumpyEngine
 from glasslm.engines.protocol import Batch
 from glasslm.errors import InputError
@@ -16,7 +17,7 @@ from glasslm.lab.verification import reproduction
 from glasslm.report import run_report
 from glasslm.runs.metrics import timing_of
 from glasslm.runs.run_folder import Run
-from glasslm.training import launch, step_timer
+from glasslm.training import engine_preparation, launch, step_timer
 from glasslm.training.evaluation_windows import count_windows
 from glasslm.training.loop import Loop
 from glasslm.training.outcome import Outcome
@@ -149,7 +150,7 @@ def test_a_limit_that_is_too_short_is_refused_as_soon_as_it_shows(
     text: Path, tmp_path: Path, clock: SlowingClock, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """No stage follows the one that leaves no time; the message says what took it."""
-    make_engine, open_run_inputs = launch.make_engine, launch.open_run_inputs
+    make_engine, open_run_inputs = factory.make_engine, launch.open_run_inputs
     accumulate = NumpyEngine.accumulate
 
     def slow_inputs(*args: Any) -> Any:
@@ -166,7 +167,7 @@ def test_a_limit_that_is_too_short_is_refused_as_soon_as_it_shows(
         return accumulate(self, batch, weight)
 
     monkeypatch.setattr(launch, "open_run_inputs", slow_inputs)
-    monkeypatch.setattr(launch, "make_engine", slow_start)
+    monkeypatch.setattr(engine_preparation, "make_engine", slow_start)
     monkeypatch.setattr(NumpyEngine, "accumulate", slow_first)
     clock.factor = step_s
     clock.slow_after = -1

@@ -16,6 +16,8 @@ from glasslm.errors import InputError
 
 # Parameters from which on PyTorch trains faster on a CPU (docs/log.md has the crossing).
 TORCH_TRAINING_MIN_PARAMETERS = 3_000_000
+# The same for PyTorch that is compiled and computes in bfloat16, in runs that repay compiling.
+COMPILED_TRAINING_MIN_PARAMETERS = 500_000
 # The same for generation and evaluation, where NumPy starts seconds earlier.
 TORCH_INFERENCE_MIN_PARAMETERS = 30_000_000
 NUMPY_MICRO_BATCH_TOKENS = 1024  # their activations stay in a CPU's cache
@@ -26,17 +28,18 @@ COMPILED_FUSED_MIN_LENGTH = 1024
 
 
 def choose_engine(
-    compute: ComputeConfig, parameters: int, training: bool
+    compute: ComputeConfig, parameters: int, training: bool, *, compiled: bool = False
 ) -> tuple[ComputeConfig, str]:
     """`compute` with engine, device and precision decided, and the reason for the engine.
 
-    The reason is empty where --engine names the engine. Raises InputError for flags that exclude
+    The reason is empty where --engine names the engine. `compiled`: PyTorch would be compiled for
+    this training, and is faster from fewer parameters on. Raises InputError for flags that exclude
     each other, and for a device, library or precision that this machine does not have.
     """
     _require_possible_parallel(compute)
     engine, reason = compute.engine, ""
     if engine == "auto":
-        engine, reason = _auto_engine(compute, parameters, training)
+        engine, reason = _auto_engine(compute, parameters, training, compiled)
     if engine == "numpy":
         _require_numpy_supports(compute, training)
         numpy_precision: Precision = "fp32" if compute.precision == "auto" else compute.precision
@@ -56,7 +59,10 @@ def choose_engine(
     # Inference stays in fp32, so that a model gives the same text on every machine.
     precision: Precision = "fp32"
     if training or compute.precision != "auto":
-        precision = hardware.choose_precision(compute.precision, device, parameters)
+        min_parameters = _min_training_parameters(compiled)
+        precision = hardware.choose_precision(
+            compute.precision, device, is_large=parameters >= min_parameters
+        )
     is_undecided = compute.engine == "auto" and not torch_only_setting(compute, training)
     if is_undecided and training and device == "cpu" and precision == "fp32":
         numpy_compute, _ = choose_engine(
@@ -83,14 +89,23 @@ def _require_possible_parallel(compute: ComputeConfig) -> None:
         )
 
 
-def _auto_engine(compute: ComputeConfig, parameters: int, training: bool) -> tuple[EngineName, str]:
+def _min_training_parameters(compiled: bool) -> int:
+    """Parameters from which on PyTorch, and with it bfloat16, trains faster on a CPU."""
+    return COMPILED_TRAINING_MIN_PARAMETERS if compiled else TORCH_TRAINING_MIN_PARAMETERS
+
+
+def _auto_engine(
+    compute: ComputeConfig, parameters: int, training: bool, compiled: bool
+) -> tuple[EngineName, str]:
     """The engine that --engine auto chooses here, and the reason."""
     if flag := torch_only_setting(compute, training):
         return "torch", f"{flag} needs PyTorch"
     if compute.precision == "fp64":
         return "numpy", "float64 is for checks"
-    threshold = TORCH_TRAINING_MIN_PARAMETERS if training else TORCH_INFERENCE_MIN_PARAMETERS
+    threshold = _min_training_parameters(compiled) if training else TORCH_INFERENCE_MIN_PARAMETERS
     size = f"{_describe_size(parameters)}; torch from {threshold / 1e6:.0f}M"
+    if compiled:
+        size = f"{_describe_size(parameters)}; compiled torch from {threshold / 1e6:.1f}M"
     if not is_torch_installed():
         too_large = parameters >= TORCH_TRAINING_MIN_PARAMETERS
         return "numpy", "PyTorch is not installed" if too_large else size

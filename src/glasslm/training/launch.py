@@ -7,7 +7,6 @@ ended. Callers write the report.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,18 +18,12 @@ from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.config.units import parse_duration
 from glasslm.data.dataset import Dataset, Split
-from glasslm.data.lossy_tokenizers import explain_lossy_tokenizer
-from glasslm.engines.choice import can_compile, choose_engine, compute_from_record
+from glasslm.engines.choice import compute_from_record
 from glasslm.engines.factory import make_engine
-from glasslm.engines.operations import (
-    admit_operations,
-    find_operations,
-    unused_operations,
-)
+from glasslm.engines.operations import admit_operations
 from glasslm.engines.protocol import Engine
-from glasslm.engines.resources import count_ranks, thread_count
-from glasslm.errors import CompilerError, DamagedError, DivergedError, InputError
-from glasslm.model.parameters import parameter_table
+from glasslm.engines.resources import count_ranks
+from glasslm.errors import DamagedError, DivergedError, InputError
 from glasslm.runs import checkpoint, run_folder
 from glasslm.runs.blas import warn_of_slow_kernel
 from glasslm.runs.checkpoint import TrainingPosition
@@ -41,22 +34,19 @@ from glasslm.runs.recorded_operations import admit_run_operations
 from glasslm.runs.run_folder import Run
 from glasslm.runs.run_lock import lock_run
 from glasslm.text import Notify, notify
-from glasslm.training import step_timer, trackers
-from glasslm.training.chat_run import require_rows
+from glasslm.training import trackers
 from glasslm.training.display import Display
+from glasslm.training.engine_preparation import choose_compute, prepare_engine
 from glasslm.training.fine_tuning import BaseRun
 from glasslm.training.loop import Loop
-from glasslm.training.memory import explain_out_of_memory, warn_of_shortage
+from glasslm.training.memory import explain_out_of_memory
 from glasslm.training.outcome import Outcome, make_outcome
-from glasslm.training.plan import describe_preparation, format_plan, length_notes, make_plan
+from glasslm.training.plan import format_plan, make_plan
 from glasslm.training.preference.opening import with_pairs_hash
 from glasslm.training.preparation import Preparation
 from glasslm.training.run_inputs import RunInputs, open_run_inputs, with_absolute_paths
-from glasslm.training.step_timer import RunLength, fix_length
+from glasslm.training.step_timer import RunLength
 from glasslm.training.time_limit import TimeLimit
-from glasslm.training.training_batch import weigh_expert_terms
-
-ENGINE_STAGE = "starting the {} engine"
 
 
 @dataclass(frozen=True)
@@ -107,12 +97,9 @@ def train(
     if not config.data.has_source:  # run.json names the corpus that was the default
         config = with_flags(config, {"corpus": corpus})
     run_dir = run_dir or run_folder.RUNS / run_folder.default_name(corpus, preset)
-    compute, reasons = _choose_training_compute(config, inputs, compute, notify)
-    preparation.end_stage(ENGINE_STAGE.format(compute.engine))
-    with explain_out_of_memory(config, compute.engine):
-        engine, length = _prepare_engine(
-            config, compute, inputs, preparation, reasons, notify, final_windows
-        )
+    engine, compute, length, reasons = prepare_engine(
+        config, compute, inputs, preparation, final_windows, notify
+    )
     expected_s = preparation.spent_s + length.seconds
     limit = _start_limit(length, preparation.started)
     display = Display(length.config.train.max_steps, run_dir.name)  # no run without its display
@@ -180,7 +167,7 @@ def resume(
         compute, notes = compute_from_record(compute, run.record)
         for note in notes:
             notify(f"note: {note}")
-        compute, _ = _choose_compute(run.config, run.tokenizer.vocab_size, compute)
+        compute, _ = choose_compute(run.config, run.tokenizer.vocab_size, compute)
         warn_of_slow_kernel(compute, notify)
         dataset = run.dataset(notify)
         notify(f"starting the {compute.engine} engine")
@@ -217,90 +204,6 @@ def _reopen_old_text(run: Run, notify: Notify) -> Split | None:
     except (DamagedError, InputError) as error:
         notify(f"note: forgetting of the old text is no longer measured: {error}")
         return None
-
-
-def _choose_compute(
-    config: RunConfig, vocab_size: int, compute: ComputeConfig
-) -> tuple[ComputeConfig, list[str]]:
-    """`compute` with engine, device, precision and threads chosen, and the reasons to show."""
-    parameters = parameter_table(config.model, vocab_size).total
-    is_automatic = compute.engine == "auto"
-    compute, reason = choose_engine(compute, parameters, training=True)
-    compute = dataclasses.replace(compute, threads=thread_count(compute.threads))
-    reasons = [f"engine: {compute.engine} ({reason})"] if is_automatic and reason else []
-    if operations := find_operations(config):
-        reasons += unused_operations(operations, config)
-        if compute.compile == "auto":
-            compute = dataclasses.replace(compute, compile="off")
-            if can_compile(compute):
-                reasons.append("not compiled: torch.compile does not see through --ops")
-    if config.preference.is_active and compute.compile == "auto":
-        compute = dataclasses.replace(compute, compile="off")
-        if can_compile(compute):
-            reasons.append("not compiled: the answers of each step have another length")
-    return compute, reasons
-
-
-def _choose_training_compute(
-    config: RunConfig, inputs: RunInputs, compute: ComputeConfig, notify: Notify
-) -> tuple[ComputeConfig, list[str]]:
-    """The computing of a new run with the notes of its plan; warns of little memory and speed."""
-    tokenizer = inputs.dataset.tokenizer
-    notify("choosing the engine and the device")
-    compute, reasons = _choose_compute(config, tokenizer.vocab_size, compute)
-    if inputs.chat:
-        reasons += require_rows(config, inputs.dataset)
-    if config.model.n_experts and config.data.predicts_answers:
-        reasons.append(weigh_expert_terms(config, inputs.dataset))
-    if why := tokenizer.lossy_reason:
-        reasons.append(explain_lossy_tokenizer(why))
-    warn_of_shortage(config, tokenizer.vocab_size, compute, notify)
-    warn_of_slow_kernel(compute, notify)
-    return compute, reasons
-
-
-def _prepare_engine(
-    config: RunConfig,
-    compute: ComputeConfig,
-    inputs: RunInputs,
-    preparation: Preparation,
-    reasons: list[str],
-    notify: Notify,
-    final_windows: int | Literal["auto"] | None,
-) -> tuple[Engine, RunLength]:
-    """The engine with its first weights, and the length of the run.
-
-    The reasons for compiling and for the length are appended to `reasons`.
-    """
-    dataset = inputs.dataset
-
-    def make_and_time(compute: ComputeConfig) -> tuple[Engine, RunLength]:
-        notify(describe_preparation(compute))
-        engine = make_engine(config, dataset.tokenizer.vocab_size, compute, training=True)
-        engine.load(inputs.first_weights(config))
-        preparation.end_stage(ENGINE_STAGE.format(compute.engine))
-        timer = step_timer.time_steps(config, engine, dataset, preparation, inputs.old_text)
-        engine.load(inputs.first_weights(config))  # timing has made updates
-        spent_s, stages = preparation.spent_s, preparation.stages
-        length = fix_length(config, dataset, timer, spent_s, final_windows, stages)
-        return engine, length
-
-    engine, length = make_and_time(compute)
-    if step_timer.should_compile(compute, length.seconds):
-        del engine  # memory may not hold two
-        is_compiled = True
-        try:
-            engine, length = make_and_time(dataclasses.replace(compute, compile="on"))
-            reasons.append("compiled: the run is long enough to repay the compilation")
-        except CompilerError as error:
-            if count_ranks() > 1:  # the other ranks have ended
-                raise
-            reasons.append(f"not compiled: torch.compile does not work here ({error.reason})")
-            is_compiled = False
-        if not is_compiled:  # not above, where the error keeps the memory of the engine
-            engine, length = make_and_time(dataclasses.replace(compute, compile="off"))
-    reasons += length_notes(length, len(dataset.val.tokens))
-    return engine, length
 
 
 def _start_limit(length: RunLength, started: float) -> TimeLimit | None:

@@ -13,9 +13,6 @@ import torch
 from glasslm.config.schema import DeviceName, Precision
 from glasslm.errors import InputError
 
-# On a CPU, casting a smaller model to bfloat16 costs more than it saves (docs/log.md).
-BF16_MIN_PARAMETERS = 3_000_000
-
 
 def choose_device(requested: DeviceName) -> DeviceName:
     """The requested device, or the best one for "auto". Raises InputError if it is missing."""
@@ -37,13 +34,14 @@ def choose_device(requested: DeviceName) -> DeviceName:
     return requested
 
 
-def choose_precision(requested: Precision, device: DeviceName, parameters: int) -> Precision:
+def choose_precision(requested: Precision, device: DeviceName, *, is_large: bool) -> Precision:
     """The requested precision; for "auto" bf16 where it is faster, else fp32.
 
-    Raises InputError if the device cannot compute in it.
+    On a CPU, casting a model that is not large to bfloat16 costs more than it saves. Raises
+    InputError if the device cannot compute in the requested precision.
     """
     if requested == "auto":
-        is_worthwhile = device == "cuda" or parameters >= BF16_MIN_PARAMETERS
+        is_worthwhile = device == "cuda" or is_large
         return "bf16" if is_worthwhile and has_bf16(device) else "fp32"
     if requested == "bf16" and lacks_bf16(device):
         raise InputError(
