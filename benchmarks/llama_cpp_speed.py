@@ -7,7 +7,8 @@
 An untrained run of the preset is exported by `glasslm export --to gguf`. Both start from a newline
 and take the likeliest token each time, so no sampling is counted; in float32 they must write the
 same tokens. llama.cpp decodes one token a call, by `Llama.eval`; glasslm by `generation.generate`,
-with the decoding of tokens to text. Programs take turns.
+with the decoding of tokens to text. On a CPU with bfloat16 products, the PyTorch
+engine reads its weights in bfloat16, too: a row of its own. Programs take turns.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as glasslm's command line does
 import llama_cpp
 import numpy as np
+import torch
 
 import glasslm
 from glasslm.config.presets import PRESETS
 from glasslm.config.schema import ComputeConfig
 from glasslm.engines.factory import make_engine
 from glasslm.engines.protocol import Engine
+from glasslm.engines.torch.hardware import has_bf16
 from glasslm.inference.generation import generate
 from glasslm.inference.sampling import Sampling
 from glasslm.inference.trained_model import Model
@@ -63,6 +66,12 @@ def write_with_glasslm(model: Model, engine: Engine, tokens: int) -> list[int]:
     return [piece.token for piece in pieces]
 
 
+def write_in_bf16(model: Model, engine: Engine, tokens: int, threads: int) -> list[int]:
+    """The likeliest tokens, by the PyTorch engine with bfloat16 weights."""
+    torch.set_num_threads(threads)
+    return write_with_glasslm(model, engine, tokens)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -86,6 +95,13 @@ def main() -> None:
             programs[f"glasslm, {threads} threads"] = partial(
                 write_with_glasslm, model, engine, args.tokens
             )
+            if has_bf16("cpu"):
+                compute = ComputeConfig("torch", "cpu", "bf16", threads=threads)
+                engine = make_engine(model.config, model.tokenizer.vocab_size, compute)
+                engine.load(weights.items())
+                programs[f"glasslm bf16, {threads} threads"] = partial(
+                    write_in_bf16, model, engine, args.tokens, threads
+                )
             for quantization in args.quantize:
                 path = Path(folder) / f"{quantization}.gguf"
                 if not path.exists():
@@ -99,7 +115,8 @@ def main() -> None:
         texts = {name: program() for name, program in programs.items()}
         first = next(iter(texts.values()))
         for name, text in texts.items():
-            assert "q8_0" in name or text == first, f"{name} writes another text"
+            is_exact = "q8_0" not in name and "bf16" not in name
+            assert not is_exact or text == first, f"{name} writes another text"
         times = take_turns(programs, 0, rounds=args.rounds)
     print(heading("numpy", "llama-cpp-python", threads=max(args.threads)))
     print(f"preset {args.preset}, one text of {args.tokens} tokens, greedy")
