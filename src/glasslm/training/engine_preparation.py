@@ -96,20 +96,28 @@ def prepare_engine(
     if compute.engine == "numpy" and length.seconds > MIN_COMPILED_RUN_S["cpu"]:
         compiled, compiled_reasons = choose_compute(config, vocab_size, requested, compiled=True)
     if step_timer.should_compile(compiled, length.seconds):
+        uncompiled_s = length.timer.step
         del engine  # memory may not hold two
-        is_compiled = True
+        why_not = ""
         try:
             warn_of_shortage(config, vocab_size, compiled, notify)
             engine, length = make_and_time(dataclasses.replace(compiled, compile="on"))
-            compute, reasons = compiled, compiled_reasons
-            notes.append("compiled: the run is long enough to repay the compilation")
         except CompilerError as error:
             if count_ranks() > 1:  # the other ranks have ended
                 raise
-            notes.append(f"not compiled: torch.compile does not work here ({error.reason})")
-            is_compiled = False
-        if not is_compiled:  # not above, where the error keeps the memory of the engine
+            why_not = f"torch.compile does not work here ({error.reason})"
+        else:
+            if compiled.engine != compute.engine and length.timer.step >= uncompiled_s:
+                why_not = (
+                    f"a step of PyTorch takes {1e3 * length.timer.step:.0f} ms, and one of NumPy "
+                    f"{1e3 * uncompiled_s:.0f} ms"
+                )
+        if why_not:  # not above, where the error keeps the memory of the engine
+            notes.append(f"not compiled: {why_not}")
             engine, length = make_and_time(dataclasses.replace(compute, compile="off"))
+        else:
+            compute, reasons = compiled, compiled_reasons
+            notes.append("compiled: the run is long enough to repay the compilation")
     notes += length_notes(length, len(dataset.val.tokens))
     return PreparedEngine(engine, compute, length, reasons + notes)
 
