@@ -109,7 +109,8 @@ def test_a_gpu_that_torch_does_not_know_is_none(
     compute, reason = choose_engine(AUTO, FEW, training=True)
     assert (compute.engine, compute.device) == ("numpy", "cpu")
     assert reason == "3.0M parameters; PyTorch has no GPU here and would use fp32"
-    assert choose_engine(AUTO, MANY, training=True)[0].engine == "torch"
+    compute, reason = choose_engine(AUTO, MANY, training=True)
+    assert (compute.engine, reason) == ("torch", "3.0M parameters; torch from 3M")
 
 
 def test_a_cpu_without_bfloat16_gains_nothing_by_torch(

@@ -95,7 +95,8 @@ class DeviceConfig:
     """The engine, device and precision. These settings change speed and rounding only."""
 
     engine: EngineName = "auto"
-    """Engine: numpy (hand-written) or torch (auto: torch on a GPU and for large models)."""
+    """Engine: numpy (hand-written) or torch (auto: torch on a GPU, for large models, and where
+    --max-time leaves time to compile)."""
     device: DeviceName = "auto"
     """Device that computes (auto: a GPU, if PyTorch is installed and finds one)."""
     precision: Precision = "auto"

@@ -1,6 +1,7 @@
 """The choice of engine, device and precision, with its reason, where a setting is `auto`.
 
-Nothing here imports PyTorch unless PyTorch is going to compute, because the import takes seconds.
+Nothing here imports PyTorch unless PyTorch may be going to compute, because the import takes
+seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ TORCH_TRAINING_MIN_PARAMETERS = 3_000_000
 COMPILED_TRAINING_MIN_PARAMETERS = 500_000
 # The same for generation and evaluation, where NumPy starts seconds earlier.
 TORCH_INFERENCE_MIN_PARAMETERS = 30_000_000
+HAS_GPU = "there is a GPU"
 NUMPY_MICRO_BATCH_TOKENS = 1024  # their activations stay in a CPU's cache
 TORCH_MICRO_BATCH_TOKENS = 8192  # they keep a GPU busy
 # Positions from which on PyTorch's fused attention, compiled for a CPU, is as fast as two products
@@ -72,6 +74,8 @@ def choose_engine(
             numpy_compute,
             f"{_describe_size(parameters)}; PyTorch has no GPU here and would use fp32",
         )
+    if device == "cpu" and reason == HAS_GPU:  # which PyTorch does not find
+        reason = _describe_training_threshold(parameters, compiled)
     return dataclasses.replace(compute, engine=engine, device=device, precision=precision), reason
 
 
@@ -94,6 +98,12 @@ def _min_training_parameters(compiled: bool) -> int:
     return COMPILED_TRAINING_MIN_PARAMETERS if compiled else TORCH_TRAINING_MIN_PARAMETERS
 
 
+def _describe_training_threshold(parameters: int, compiled: bool) -> str:
+    threshold = _min_training_parameters(compiled) / 1e6
+    engine = "compiled torch" if compiled else "torch"
+    return f"{_describe_size(parameters)}; {engine} from {threshold:.3g}M"
+
+
 def _auto_engine(
     compute: ComputeConfig, parameters: int, training: bool, compiled: bool
 ) -> tuple[EngineName, str]:
@@ -102,15 +112,16 @@ def _auto_engine(
         return "torch", f"{flag} needs PyTorch"
     if compute.precision == "fp64":
         return "numpy", "float64 is for checks"
-    threshold = _min_training_parameters(compiled) if training else TORCH_INFERENCE_MIN_PARAMETERS
+    threshold = TORCH_INFERENCE_MIN_PARAMETERS
     size = f"{_describe_size(parameters)}; torch from {threshold / 1e6:.0f}M"
-    if compiled:
-        size = f"{_describe_size(parameters)}; compiled torch from {threshold / 1e6:.1f}M"
+    if training:
+        threshold = _min_training_parameters(compiled)
+        size = _describe_training_threshold(parameters, compiled)
     if not is_torch_installed():
         too_large = parameters >= TORCH_TRAINING_MIN_PARAMETERS
         return "numpy", "PyTorch is not installed" if too_large else size
     if training and compute.device == "auto" and has_gpu():
-        return "torch", "there is a GPU"
+        return "torch", HAS_GPU
     return "torch" if parameters >= threshold else "numpy", size
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from glasslm.config.schema import ComputeConfig, RunConfig
@@ -12,17 +13,17 @@ from glasslm.engines.factory import make_engine
 from glasslm.engines.operations import find_operations, unused_operations
 from glasslm.engines.protocol import Engine
 from glasslm.engines.resources import count_ranks, thread_count
-from glasslm.errors import CompilerError
+from glasslm.errors import CompilerError, ExhaustedError
 from glasslm.model.parameters import parameter_table
 from glasslm.runs.blas import warn_of_slow_kernel
 from glasslm.text import Notify
 from glasslm.training import step_timer
 from glasslm.training.chat_run import require_rows
-from glasslm.training.memory import explain_out_of_memory, warn_of_shortage
+from glasslm.training.memory import explain_out_of_memory, find_shortage, warn_of_shortage
 from glasslm.training.plan import describe_preparation, length_notes
 from glasslm.training.preparation import Preparation
 from glasslm.training.run_inputs import RunInputs
-from glasslm.training.step_timer import MIN_COMPILED_RUN_S, RunLength, fix_length
+from glasslm.training.step_timer import MIN_COMPILED_RUN_S, RunLength, StepTimer, fix_length
 from glasslm.training.training_batch import weigh_expert_terms
 
 ENGINE_STAGE = "starting the {} engine"
@@ -82,8 +83,11 @@ def prepare_engine(
             preparation.end_stage(ENGINE_STAGE.format(compute.engine))
             timer = step_timer.time_steps(config, engine, dataset, preparation, inputs.old_text)
             engine.load(inputs.first_weights(config))  # timing has made updates
+        return engine, fit(timer)
+
+    def fit(timer: StepTimer) -> RunLength:
         spent_s, stages = preparation.spent_s, preparation.stages
-        return engine, fix_length(config, dataset, timer, spent_s, final_windows, stages)
+        return fix_length(config, dataset, timer, spent_s, final_windows, stages)
 
     notify("choosing the engine and the device")
     compute, reasons = choose_compute(config, vocab_size, requested)
@@ -92,34 +96,59 @@ def prepare_engine(
     warn_of_slow_kernel(compute, notify)
     preparation.end_stage(ENGINE_STAGE.format(compute.engine))
     engine, length = make_and_time(compute)
-    compiled, compiled_reasons = compute, reasons
-    if compute.engine == "numpy" and length.seconds > MIN_COMPILED_RUN_S["cpu"]:
-        compiled, compiled_reasons = choose_compute(config, vocab_size, requested, compiled=True)
-    if step_timer.should_compile(compiled, length.seconds):
-        uncompiled_s = length.timer.step
+    compiled, why_not = None, ""
+    if step_timer.should_compile(compute, length.seconds):
         del engine  # memory may not hold two
-        why_not = ""
-        try:
-            warn_of_shortage(config, vocab_size, compiled, notify)
-            engine, length = make_and_time(dataclasses.replace(compiled, compile="on"))
-        except CompilerError as error:
-            if count_ranks() > 1:  # the other ranks have ended
-                raise
-            why_not = f"torch.compile does not work here ({error.reason})"
-        else:
-            if compiled.engine != compute.engine and length.timer.step >= uncompiled_s:
-                why_not = (
-                    f"a step of PyTorch takes {1e3 * length.timer.step:.0f} ms, and one of NumPy "
-                    f"{1e3 * uncompiled_s:.0f} ms"
-                )
-        if why_not:  # not above, where the error keeps the memory of the engine
-            notes.append(f"not compiled: {why_not}")
-            engine, length = make_and_time(dataclasses.replace(compute, compile="off"))
-        else:
-            compute, reasons = compiled, compiled_reasons
-            notes.append("compiled: the run is long enough to repay the compilation")
+        compiled, why_not = _try_compiled(make_and_time, compute)
+        engine, length = compiled or make_and_time(dataclasses.replace(compute, compile="off"))
+    elif _may_change_engine(config, requested, compute, length):
+        pytorch, its_reasons = choose_compute(config, vocab_size, requested, compiled=True)
+        if step_timer.should_compile(pytorch, length.seconds) and not find_shortage(
+            config, vocab_size, pytorch
+        ):
+            compiled, why_not = _try_compiled(make_and_time, pytorch)
+        length = fit(length.timer)  # PyTorch has taken some of the time, if only to be imported
+        if compiled and compiled[1].config.train.max_steps <= length.config.train.max_steps:
+            compiled, why_not = None, "the time allows no more steps then"
+        if compiled:
+            (engine, length), compute, reasons = compiled, pytorch, its_reasons
+    if compiled:
+        notes.append("compiled: the run is long enough to repay the compilation")
+    elif why_not:
+        notes.append(f"not compiled: {why_not}")
     notes += length_notes(length, len(dataset.val.tokens))
     return PreparedEngine(engine, compute, length, reasons + notes)
+
+
+def _try_compiled(
+    make_and_time: Callable[[ComputeConfig], tuple[Engine, RunLength]], compute: ComputeConfig
+) -> tuple[tuple[Engine, RunLength] | None, str]:
+    """The compiled engine and the length of its run; or None, and why there is none.
+
+    The error ends here, because it keeps the memory of the engine.
+    """
+    try:
+        return make_and_time(dataclasses.replace(compute, compile="on")), ""
+    except (CompilerError, ExhaustedError) as error:
+        if count_ranks() > 1:  # the other ranks have ended
+            raise
+        if isinstance(error, CompilerError):
+            return None, f"torch.compile does not work here ({error.reason})"
+        return None, "its memory is not free here"
+
+
+def _may_change_engine(
+    config: RunConfig, requested: ComputeConfig, compute: ComputeConfig, length: RunLength
+) -> bool:
+    """Whether PyTorch, compiled and in bfloat16, may take over from NumPy.
+
+    Only where a time limit fixes the steps, which depend on the speed anyway: other runs have the
+    same bits on a fast and on a slow machine.
+    """
+    is_open = requested.engine == requested.precision == compute.compile == "auto"
+    is_timed = config.train.max_time is not None and config.train.epochs is None
+    is_long = length.seconds > MIN_COMPILED_RUN_S["cpu"]
+    return compute.engine == "numpy" and is_open and is_timed and is_long
 
 
 def _text_notes(config: RunConfig, inputs: RunInputs) -> list[str]:

@@ -32,15 +32,23 @@ def warn_of_shortage(
 
     The warning comes before any allocation: some systems kill a process that takes too much.
     """
-    rows = resolve_micro_batch_size(config, compute.engine)
-    need = training_bytes(config, vocab_size, compute, rows)
-    room = available_bytes(compute)
-    if room is not None and need > room:
+    if shortage := find_shortage(config, vocab_size, compute):
+        need, room = shortage
+        rows = resolve_micro_batch_size(config, compute.engine)
         less = memory_advice(config, vocab_size, compute, rows, room)
         notify(
             f"warning: training is expected to take {format_bytes(need)} of memory, and "
             f"{format_bytes(room)} are free: {less}"
         )
+
+
+def find_shortage(
+    config: RunConfig, vocab_size: int, compute: ComputeConfig
+) -> tuple[int, int] | None:
+    """The bytes that training needs and those that are free, if it needs more than are free."""
+    rows = resolve_micro_batch_size(config, compute.engine)
+    need, room = training_bytes(config, vocab_size, compute, rows), available_bytes(compute)
+    return None if room is None or need <= room else (need, room)
 
 
 @contextmanager
