@@ -12,6 +12,8 @@ import pytest
 
 from glasslm import cli
 from glasslm.errors import InputError
+from glasslm.lab.diagnosis.curve_comparison import compare_curves
+from glasslm.lab.diagnosis.curve_files import read_curve
 from glasslm.lab.verification import comparison
 from glasslm.lab.verification.compared_run import ComparedRun, with_total_time
 from glasslm.report import figures
@@ -275,6 +277,13 @@ def test_losses_of_different_units_are_not_ranked(folder: Path, tmp_path: Path) 
     sides = comparison.label_runs([Run(path) for path in paths])
     units = ["nats per token", "nats per pair", "1 - reward", "nats per token of an answer"]
     assert dict(comparison.results(sides))["losses in"] == units
+    curves = [read_curve(path / "metrics.jsonl") for path in paths]
+    assert [curve.train_unit for curve in curves] == units
+    assert [curve.validation_unit for curve in curves] == units
+    assert [curve.vocab_size is None for curve in curves] == [False, True, True, False]
+    assert "losses taken as nats per pair;" in curves[1].messages[0]
+    with pytest.raises(InputError, match="the losses have different units"):
+        compare_curves(curves[:1], curves[1:2])
     for other in sides[1:]:
         text = " ".join(comparison.remarks([sides[0], other]))
         assert f"A in nats per token, {other.letter} in {other.loss_unit}" in text
