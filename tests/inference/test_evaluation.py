@@ -20,7 +20,13 @@ from glasslm.data.dataset import Split, prepare_dataset
 from glasslm.data.sources import corpora
 from glasslm.data.tokenizers import CharTokenizer
 from glasslm.errors import InputError
-from glasslm.inference.evaluation import TextWindows, evaluate, evaluate_windows, iterate_windows
+from glasslm.inference.evaluation import (
+    TextWindows,
+    evaluate,
+    evaluate_windows,
+    iterate_windows,
+    standard_error,
+)
 from glasslm.inference.exact_answers import score_own_text
 
 
@@ -103,6 +109,17 @@ def test_the_error_of_a_sample_is_that_of_the_mean_over_windows():
     assert sample.stderr == pytest.approx(error, rel=1e-5)
     assert abs(sample.loss - whole.loss) < 4 * sample.stderr
     assert evaluate(engine, text, lengths, 4, max_windows=1).stderr is None
+
+
+def test_the_error_of_windows_of_unequal_length_is_that_of_a_ratio():
+    """Long windows count more in the loss, so the spread of the windows' means is not its error."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 60, 1000)
+    nats = counts * (2 + 10 / counts) + np.sqrt(counts) * rng.standard_normal(1000)
+    chosen = [rng.choice(1000, 100, replace=False) for _ in range(500)]
+    losses = [nats[i].sum() / counts[i].sum() for i in chosen]
+    errors = [standard_error(nats[i], counts[i], 1000) for i in chosen]
+    assert np.mean(errors) == pytest.approx(np.std(losses), rel=0.1)
 
 
 def test_targets_are_counted_once_for_all_batches():

@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 
 from glasslm import cli
 from glasslm.errors import InputError
+from glasslm.lab.diagnosis.curve_comparison import compare_curves
+from glasslm.lab.diagnosis.curve_files import read_curve
 from glasslm.lab.verification import comparison
 from glasslm.lab.verification.compared_run import ComparedRun, with_total_time
 from glasslm.report import figures
@@ -127,10 +131,17 @@ def test_other_text_and_one_seed_are_said(folder: Path) -> None:
     )
 
 
-def doctored(folder: Path, path: Path, seed: int, loss: float | None, **more: Any) -> Path:
+def doctored(
+    folder: Path,
+    path: Path,
+    seed: int,
+    loss: float | None,
+    recorded: Mapping[str, Any] = MappingProxyType({}),
+    **more: Any,
+) -> Path:
     """A copy of a run with another seed and loss; None: it diverged."""
     copy_run(folder / "plain", path)
-    record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    record = json.loads((path / "run.json").read_text(encoding="utf-8")) | dict(recorded)
     record["config"]["train"]["seed"] = record["seed"] = seed
     record["config"]["model"].update(more)
     (path / "run.json").write_text(json.dumps(record), encoding="utf-8")
@@ -199,12 +210,44 @@ def test_a_tie_of_two_copies_hides_no_verdict_on_groups(folder: Path, tmp_path: 
     text = " ".join(comparison.remarks(comparison.label_runs([Run(path) for path in paths])))
     assert "A, B, C against E, F, G:" in text
     assert "have the same" not in text
+    assert "as copies: D;" in text
 
 
 def test_a_second_run_of_a_seed_is_no_further_evidence(folder: Path, tmp_path: Path) -> None:
-    paths = [doctored(folder, tmp_path / f"a{i}", i % 2, 2.0 + i) for i in range(4)]
-    (group,) = comparison.groups_of(comparison.label_runs([Run(path) for path in paths]))
+    losses = [2.0, 3.0, 2.5, 3.5]
+    paths = [doctored(folder, tmp_path / f"a{i}", i % 2, loss) for i, loss in enumerate(losses)]
+    sides = comparison.label_runs([Run(path) for path in paths])
+    (group,) = comparison.groups_of(sides)
     assert group.losses == {0: 2.0, 1: 3.0}
+    text = " ".join(comparison.remarks(sides))
+    assert "Left out of the groups as copies: C, D;" in text
+    assert "A has the lowest best validation loss, 1.0000 below B: only the seed differs" in text
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        {"precision": "fp16"},
+        {"engine": "torch"},
+        {"device": "cuda"},
+        {"compiled": True},
+        {"git": {"commit": "1", "dirty": False}},
+        {"glasslm": "0.0"},
+    ],
+)
+def test_runs_of_other_arithmetic_or_code_are_another_group(
+    recorded: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    paths = [
+        doctored(folder, tmp_path / f"{i}", seed, loss, recorded if i >= 2 else {})
+        for i, (seed, loss) in enumerate([(1, 1.50), (2, 1.52), (1, 1.40), (2, 1.41)])
+    ]
+    sides = comparison.label_runs([Run(path) for path in paths])
+    assert [group.name for group in comparison.groups_of(sides)] == ["A, B", "C, D"]
+    text = " ".join(comparison.remarks(sides))
+    assert "C, D against A, B:" in text
+    assert "only the seed differs" not in text
+    assert "copies" not in text
 
 
 def test_runs_on_other_texts_are_not_ranked(folder: Path) -> None:
@@ -234,6 +277,13 @@ def test_losses_of_different_units_are_not_ranked(folder: Path, tmp_path: Path) 
     sides = comparison.label_runs([Run(path) for path in paths])
     units = ["nats per token", "nats per pair", "1 - reward", "nats per token of an answer"]
     assert dict(comparison.results(sides))["losses in"] == units
+    curves = [read_curve(path / "metrics.jsonl") for path in paths]
+    assert [curve.train_unit for curve in curves] == units
+    assert [curve.validation_unit for curve in curves] == units
+    assert [curve.vocab_size is None for curve in curves] == [False, True, True, False]
+    assert "losses taken as nats per pair;" in curves[1].messages[0]
+    with pytest.raises(InputError, match="the losses have different units"):
+        compare_curves(curves[:1], curves[1:2])
     for other in sides[1:]:
         text = " ".join(comparison.remarks([sides[0], other]))
         assert f"A in nats per token, {other.letter} in {other.loss_unit}" in text

@@ -116,6 +116,18 @@ def test_who_cannot_read_a_text_has_no_number_there(
     assert matrix.facts["bpb"]["B"][2] == column.bpb["B"]
 
 
+@pytest.mark.parametrize("split", [{"val_fraction": 0.2}, {"test_fraction": 0.1}])
+def test_a_text_that_another_run_was_trained_on_is_named(
+    split: dict[str, float], folder: Path, tmp_path: Path, matrix: cross_evaluation.CrossEvaluation
+) -> None:
+    assert not any("training text" in remark for remark in matrix.remarks)
+    train(folder / "plain.txt", tmp_path / "other", **FEW, **split)
+    runs = comparison.label_runs([Run(folder / "plain"), Run(tmp_path / "other")])
+    remarks = cross_evaluation.evaluate_runs(runs, ignore_message).remarks
+    (remark,) = [remark for remark in remarks if "training text" in remark]
+    assert remark.startswith("The training text of A may contain a part of the text of B:")
+
+
 def test_a_run_that_learned_answers_alone_is_not_scored(folder: Path, tmp_path: Path) -> None:
     config = small_config(Path("none"), **FEW, text_file=(), corpus="task:sort", task_examples=100)
     with without_report():

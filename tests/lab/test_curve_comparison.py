@@ -56,14 +56,27 @@ def test_one_run_on_a_side_decides_nothing(tmp_path: Path) -> None:
 
 def test_copies_of_a_run_show_no_noise(tmp_path: Path) -> None:
     a, b = (read_curve(write(tmp_path / f"{end}.csv", end)) for end in (2.0, 3.0))
-    c, d = (replace(curve, rate=curve.train) for curve in (a, b))
+    c, d = (
+        replace(curve, train=replace(curve.train, values=np.r_[9, curve.train.values[1:]]))
+        for curve in (a, b)
+    )
     for sides in (([a, a], [b, b]), ([a, c], [b, a])):
-        with pytest.raises(InputError, match=r"2.0.csv.* equal at every step, as copies of one"):
+        with pytest.raises(InputError, match=r"2.0.csv.* equal at every step that both have, as"):
             compare_curves(*sides)
     comparison = compare_curves([a, c], [b, d])  # with equal ends, but not copies
     assert comparison.is_distinguishable is None
     assert comparison.facts["p"] is None
     assert "cannot be told: the runs of each side are equal, as copies" in comparison.sentences()[1]
+
+
+@pytest.mark.parametrize("steps", [290, 280])
+def test_a_cut_copy_is_no_seed(tmp_path: Path, steps: int) -> None:
+    a, b, c = (read_curve(write(tmp_path / f"{end}.csv", end)) for end in (2.0, 2.1, 2.2))
+    cut = read_curve(write(tmp_path / "cut.csv", 2.0, steps=steps))
+    with pytest.raises(InputError, match=r"2.0.csv and cut.csv are equal at every step that both"):
+        compare_curves([a, cut], [b, c])
+    few = read_curve(write(tmp_path / "few.csv", 2.0, steps=90))
+    assert compare_curves([a, few], [b, c]).estimate  # 9 equal losses may be chance
 
 
 def test_validation_losses_are_compared_with_their_kind(tmp_path: Path) -> None:
@@ -84,6 +97,15 @@ def test_validation_losses_are_compared_with_their_kind(tmp_path: Path) -> None:
     (tmp_path / "nan.csv").write_text("step,val_loss\n10,nan\n300,nan\n", "utf-8")
     with pytest.raises(InputError, match=r"nan.csv has no finite loss: leave it out"):
         compare_curves([only], [read_curve(tmp_path / "nan.csv")])
+
+
+@pytest.mark.parametrize(("every", "error"), [((10, 250), 0), ((13, 40), 1e-5), ((13, 250), 1e-3)])
+def test_how_often_a_log_evaluates_makes_no_difference(
+    tmp_path: Path, every: tuple[int, int], error: float
+) -> None:
+    """At steps that both have, or else at those of the coarser log, or else at the last one."""
+    a, b = (read_curve(write(tmp_path / f"{n}.csv", 2.0, steps=1000, every=n)) for n in every)
+    assert abs(compare_curves([a], [b]).delta) <= error
 
 
 def test_curves_are_compared_where_both_have_steps(tmp_path: Path) -> None:
@@ -121,7 +143,7 @@ def test_the_command(
         "x",
     ]
     assert cli.main(argv) == 2
-    assert "b.csv are equal at every step" in capsys.readouterr().err
+    assert "b.csv are equal at every step that both have" in capsys.readouterr().err
     for name in "abc":
         write(tmp_path / f"{name}.csv", 2.0 + 0.01 * ord(name))
     argv[argv.index(c) + 1] = str(write(tmp_path / "d.csv", 3.0))

@@ -353,4 +353,7 @@ def test_all_runs_of_a_study_are_measured_on_the_same_tokens(text: Path, tmp_pat
     (sentence,) = describe_sample(results[:1])
     assert "on the same 160 tokens" in sentence
     assert f"standard error up to {lines[0]['stderr']:.4f} nats" in sentence
+    (sentence,) = describe_sample(results)
+    assert "160 (block size 4), 320 (block size 8), standard error" in sentence
+    assert "on the same 160" not in sentence
     assert not describe_sample([])

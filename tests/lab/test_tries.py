@@ -27,7 +27,7 @@ SPEC = TrySpec(alpha=0.025, detect=0.01, max_pairs=12, budget_s=None)
 
 def trial(loss: float | None) -> Any:
     bpb = None if loss is None else loss / math.log(2)
-    return SimpleNamespace(final_loss=loss, bpb=bpb, wall_s=1.0, peak_bytes=10**6)
+    return SimpleNamespace(final_loss=loss, bpb=bpb, wall_s=1.0, peak_bytes=10**6, is_sampled=False)
 
 
 def attempt_with(
@@ -60,6 +60,15 @@ def test_a_clear_change_ends_early(tmp_path: Path) -> None:
         assert 3 <= result.look.n < 12
         assert result.facts["bpb_delta"] == pytest.approx(result.look.delta / math.log(2))
         assert result.sentences()[0].startswith(f"--x: {verdict}. ")
+
+
+def test_a_try_says_that_its_losses_are_sampled(tmp_path: Path) -> None:
+    result = attempt_with(noise(0), noise(1), tmp_path)
+    assert "sampled" not in " ".join(result.sentences())
+    run = SimpleNamespace(config=result.plan.base)
+    for trial in (*result.base, *result.change):
+        vars(trial).update(is_sampled=True, tokens=160, stderr=0.01, run=run)
+    assert "every run was measured on the same 160 tokens" in " ".join(result.sentences())
 
 
 def test_a_try_ends_when_the_improvement_that_matters_is_excluded(tmp_path: Path) -> None:

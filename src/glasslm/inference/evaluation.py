@@ -178,7 +178,7 @@ def evaluate_windows(
     window_indices = choose_windows(n_windows, max_windows)
     n_scored = len(window_indices)
     nats, n_predicted, n_bytes = 0.0, 0, 0
-    window_losses: list[NDArray[np.float64]] = []
+    window_nats, window_counts = list[NDArray[np.float64]](), list[NDArray[np.int64]]()
     progress = Progress(notify)
     for inputs, targets in iterate_windows(windows, window_indices, rows):
         check_interrupt()
@@ -186,14 +186,17 @@ def evaluate_windows(
         losses = engine.losses(inputs, targets)
         nats += float(np.sum(losses, dtype=np.float64))
         if n_scored < n_windows:
-            sums = np.sum(losses, axis=1, dtype=np.float64)
-            window_losses.append(sums / np.count_nonzero(is_predicted, axis=1))
+            window_nats.append(np.sum(losses, axis=1, dtype=np.float64))
+            window_counts.append(np.count_nonzero(is_predicted, axis=1))
         n_predicted += int(np.count_nonzero(is_predicted))
         n_bytes += int(byte_lengths[targets[is_predicted]].sum())
         n_total = max(n_predicted, n_targets * n_scored // n_windows)
         progress.count(n_predicted, n_total, "evaluating", "tokens")
     loss = nats / n_predicted
-    stderr = standard_error(np.concatenate(window_losses), n_windows) if window_losses else None
+    stderr = None
+    if window_nats:
+        sample = np.concatenate(window_nats), np.concatenate(window_counts)
+        stderr = standard_error(*sample, n_windows)
     bpb = bits_per_byte(nats, n_bytes)
     return Score(loss, perplexity(loss), bpb, n_predicted, n_bytes, n_scored == n_windows, stderr)
 
@@ -222,15 +225,21 @@ def bits_per_byte(nats: float, n_bytes: int) -> float:
     return nats / math.log(2) / n_bytes if n_bytes else math.nan
 
 
-def standard_error(window_losses: NDArray[np.float64], n_windows: int) -> float | None:
-    """The standard error of the mean of a sample of windows (n,); None for fewer than two windows.
+def standard_error(
+    window_nats: NDArray[np.float64], window_counts: NDArray[np.int64], n_windows: int
+) -> float | None:
+    """The standard error of the loss of a sample of windows; None for fewer than two windows.
 
-    The sample is drawn without replacement from `n_windows`, so the error vanishes as n grows to
-    that number. Windows are close to equally long, so they have equal weights.
+    `window_nats` (n,) holds the sum of each window's losses, `window_counts` (n,) its predictions.
+    The loss is a ratio of sums, so this is the error of a ratio estimator (Cochran, Sampling
+    Techniques, 1977, chapter 6): that of the mean for windows of equal length. The sample is drawn
+    without replacement from `n_windows`, so the error vanishes as n grows to that number.
     """
-    n = len(window_losses)
+    n = len(window_nats)
     if n < 2:
         return None
     with np.errstate(invalid="ignore"):  # a non-finite loss gives a non-finite error
-        deviation = float(np.std(window_losses, ddof=1))
+        loss = window_nats.sum() / window_counts.sum()
+        residuals = (window_nats - loss * window_counts) / window_counts.mean()
+        deviation = float(np.std(residuals, ddof=1))
     return deviation * math.sqrt((1 - n / n_windows) / n)

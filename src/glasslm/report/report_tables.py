@@ -101,6 +101,12 @@ def loss_unit(settings: PreferenceConfig) -> str:
     return "nats per pair" if settings.preferences else "nats per token"
 
 
+def objective_unit(config: RunConfig) -> str:
+    """The unit of the losses of a run, which says whether only the tokens of answers count."""
+    is_answer = config.data.predicts_answers and not config.preference.is_active
+    return loss_unit(config.preference) + " of an answer" * is_answer
+
+
 def describe_best_eval(best: EvalLine | None, predicts_answers: bool) -> str:
     """A sentence: on how much text, or on how many answers in it, the best loss was measured."""
     if best is None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 END_SHARE = 0.1  # of the common steps: the end, over which losses are averaged
+MIN_EQUAL_LOSSES = 10  # of two logs of one run, of which one may be cut
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ class CurveComparison:
         means = [float(np.mean(ends)) for ends in self.ends]
         where = f"up to {self.step_unit} {self.step:,g}, the last that all curves have"
         result = [
-            f"{self.column.capitalize()} {where}, as the mean of the last {END_SHARE:.0%}: "
-            f"{means[0]:.4f} ({names[0]}) and {means[1]:.4f} ({names[1]}), a difference of "
-            f"{self.delta:+.4f}."
+            f"{self.column.capitalize()} {where}, as the mean at equal steps of the last "
+            f"{END_SHARE:.0%}: {means[0]:.4f} ({names[0]}) and {means[1]:.4f} ({names[1]}), "
+            f"a difference of {self.delta:+.4f}."
         ]
         if self.estimate is None:
             reason = "a side has one run. Give several"
@@ -105,7 +107,7 @@ class CommonEnd(NamedTuple):
     column: str  # "validation loss" or "training loss"
     step: float
     step_unit: str
-    losses: list[float]  # the mean over the last END_SHARE of the common steps
+    losses: list[float]  # the mean at equal steps of the last END_SHARE
 
 
 def common_end(curves: Sequence[Curve]) -> CommonEnd:
@@ -128,7 +130,7 @@ def common_end(curves: Sequence[Curve]) -> CommonEnd:
             f"the curves have no steps in common: one begins at {begin:,g}, another ends at "
             f"{end:,g}. --columns step=tokens compares them at equal tokens"
         )
-    ends = [_mean_before(values, end, (end - begin) * END_SHARE) for values in series]
+    ends = _mean_ends(series, end - (end - begin) * END_SHARE, end)
     _require_one_unit(curves, has_validation)
     column = "validation loss" if has_validation else "training loss"
     return CommonEnd(column, end, curves[0].step_unit, ends)
@@ -152,10 +154,10 @@ def compare_curves(first: Sequence[Curve], second: Sequence[Curve]) -> CurveComp
 
 def _require_different(curves: Sequence[Curve]) -> None:
     for one, other in itertools.combinations(curves, 2):
-        if _content(one) == _content(other):
+        if _content(one) == _content(other) or _is_cut_copy(one, other):
             raise InputError(
-                f"{one.name} and {other.name} are equal at every step, as copies of one run are: "
-                "expected logs of different seeds. Leave one of the two out"
+                f"{one.name} and {other.name} are equal at every step that both have, as copies of "
+                "one run are: expected logs of different seeds. Leave one of the two out"
             )
 
 
@@ -163,6 +165,17 @@ def _content(curve: Curve) -> list[bytes]:
     """All numbers of a curve."""
     series = (curve.train, curve.validation, curve.grad_norm, curve.rate)
     return [array.tobytes() for s in series for array in (s.steps, s.values)]
+
+
+def _is_cut_copy(one: Curve, other: Curve) -> bool:
+    """Whether all losses at common steps are equal, and there are too many for chance."""
+    n_common = 0
+    for a, b in ((one.train, other.train), (one.validation, other.validation)):
+        _, in_a, in_b = np.intersect1d(a.steps, b.steps, return_indices=True)
+        if not np.array_equal(a.values[in_a], b.values[in_b], equal_nan=True):
+            return False
+        n_common += len(in_a)
+    return n_common >= MIN_EQUAL_LOSSES
 
 
 def _choose_losses(curve: Curve, of_validation: bool) -> Series:
@@ -211,12 +224,19 @@ def _require_one_unit(curves: Sequence[Curve], of_validation: bool) -> None:
         )
 
 
-def _mean_before(series: Series, step: float, span: float) -> float:
-    """The mean of the values from `span` before a step to it, or the last one before it."""
-    inside = series.values[(series.steps >= step - span) & (series.steps <= step)]
-    if len(inside):
-        return math.fsum(inside) / len(inside)
-    return float(np.interp(step, series.steps, series.values))
+def _mean_ends(series: Sequence[Series], begin: float, end: float) -> list[float]:
+    """The mean of each curve from `begin` to `end`, over the steps there that all curves have.
+
+    Without such steps, all are interpolated at those of the curve that has the fewest. Means over
+    each curve's own steps would differ for equal curves, because losses fall.
+    """
+    inside = [one.steps[(one.steps >= begin) & (one.steps <= end)] for one in series]
+    steps = reduce(np.intersect1d, inside)
+    if not len(steps):
+        steps = min(inside, key=len)
+    if not len(steps):
+        steps = np.array([end])
+    return [fmean(np.interp(steps, one.steps, one.values).tolist()) for one in series]
 
 
 def draw_comparison(comparison: CurveComparison, colours: Palette) -> Figure:

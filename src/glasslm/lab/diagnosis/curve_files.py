@@ -8,18 +8,19 @@ taken for what, and what was left out, is in the curve's messages.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from glasslm.errors import InputError
+from glasslm.errors import DamagedError, InputError
 from glasslm.lab.diagnosis.curve_table import ROLES, CurveTable, Series
 from glasslm.lab.tables import columns
 from glasslm.lab.tables.long_tables import separate_splits, widen
 from glasslm.lab.tables.rows import Row, Table, read_table
+from glasslm.report.report_tables import objective_unit
 from glasslm.runs.protection import open_run
+from glasslm.runs.run_folder import Run
 
 EXPECTED = (
     "a loss: a column such as loss, train_loss, train/loss, lm loss or val_loss, and one of steps"
@@ -59,6 +60,7 @@ class Curve:
 def read_curve(path: Path, mapping: Sequence[str] = ()) -> Curve:
     """The curve in a log: a file of any program, or the metrics.jsonl of a run folder.
 
+    A run.json beside a metrics.jsonl tells the unit of its losses, which depends on the objective.
     `mapping` names columns, as in "loss=total". Raises InputError when the file cannot be read,
     and, with the names of its columns, when none of them is a loss; DamagedError for an
     altered run.
@@ -72,6 +74,10 @@ def read_curve(path: Path, mapping: Sequence[str] = ()) -> Curve:
     if "loss" not in reader.columns and "val_loss" not in reader.columns:
         raise columns.unreadable(path, table, EXPECTED)
     reader.find_steps()
+    vocab_size, run_unit = _read_objective(path)
+    reader.units = {
+        role: run_unit if unit == columns.NATS else unit for role, unit in reader.units.items()
+    }
     validation = reader.series("val_loss")
     has_loss = "loss" in reader.columns
     curve = Curve(
@@ -84,7 +90,7 @@ def read_curve(path: Path, mapping: Sequence[str] = ()) -> Curve:
         train_unit=reader.unit("loss" if has_loss else "val_loss"),
         validation_unit=reader.unit("val_loss" if "val_loss" in reader.columns else "loss"),
         train_is_validation=not has_loss,
-        vocab_size=_read_vocab_size(path),
+        vocab_size=vocab_size,
         step_unit=reader.steps.unit,
     )
     if not len(curve.train) and not len(curve.validation):
@@ -119,12 +125,17 @@ def _without_other_kinds(table: Table) -> Table:
     return table._replace(rows=rows, dropped=dropped)
 
 
-def _read_vocab_size(path: Path) -> int | None:
-    """The vocabulary size in the run.json beside a metrics.jsonl of glasslm, or None."""
-    record = path.with_name("run.json")
-    if path.name != "metrics.jsonl" or not record.is_file():
-        return None
+def _read_objective(path: Path) -> tuple[int | None, str]:
+    """The vocabulary size and the unit of the losses, by the run.json beside a metrics.jsonl.
+
+    The vocabulary size is None without such a file, and where the losses are those of preferences:
+    these are not compared with the loss of a uniform guess.
+    """
+    if path.name != "metrics.jsonl" or not path.with_name("run.json").is_file():
+        return None, columns.NATS
+    run = Run(path.parent)
     try:
-        return int(json.loads(record.read_text(encoding="utf-8"))["tokenizer"]["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        config, vocab_size = run.config, int(run.record["tokenizer"]["vocab_size"])
+    except (DamagedError, OSError, ValueError, KeyError, TypeError):
+        return None, columns.NATS
+    return None if config.preference.is_active else vocab_size, objective_unit(config)

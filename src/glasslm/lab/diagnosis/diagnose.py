@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from glasslm.config.schema import RunConfig
@@ -32,7 +32,6 @@ from glasslm.model.parameters import parameter_table
 from glasslm.report import notebook, page
 from glasslm.report.findings import HEADER, SEVERITY, Finding, Verdict, worst_verdict
 from glasslm.report.page import Picture, Section
-from glasslm.report.report_tables import loss_unit
 from glasslm.runs.metrics import Line, WarningLine, step_lines, warning_lines
 from glasslm.text import Notify
 from glasslm.training.learning_rate import lr_at
@@ -292,9 +291,6 @@ def judge_history(target: DiagnosisInput, diagnosis: Diagnosis) -> None:
     if not step_lines(lines):
         return
     curve = curve_files.read_curve(run.path)
-    if run.config.preference.is_active:  # its loss is not compared with that of a uniform guess
-        unit = loss_unit(run.config.preference)
-        curve = replace(curve, vocab_size=None, train_unit=unit, validation_unit=unit)
     judged = {finding.signal for finding in diagnosis.findings}
     diagnosis.findings += [
         finding

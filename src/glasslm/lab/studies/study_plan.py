@@ -151,9 +151,10 @@ def with_sparse_logging(config: RunConfig) -> RunConfig:
 def final_tokens(config: RunConfig, dataset: Dataset) -> int | None:
     """The validation tokens of each run's final measurement; None for the whole split.
 
-    All runs of a study are measured on the same tokens, so that losses can be compared in pairs. It
-    is a sample where two passes over the split would take more than a tenth of the training of a
-    run of this config.
+    All runs of a study with one block size are measured on the same tokens, so that losses can be
+    compared in pairs; those of another block size on other ones, and about as many. They are a
+    sample where two passes over the split would take more than a tenth of the training of a run of
+    this config.
     """
     val_tokens, V = len(dataset.val.tokens), dataset.tokenizer.vocab_size
     windows = final_windows(config, val_tokens, V, max_share=FINAL_SHARE)

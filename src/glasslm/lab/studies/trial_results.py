@@ -38,10 +38,18 @@ def describe_sample(trials: Iterable[TrialResult]) -> list[str]:
         return []
     errors = [trial.stderr for trial in sampled if trial.stderr is not None]
     size = f", standard error up to {max(errors):.4f} nats" if errors else ""
+    tokens = {trial.run.config.model.block_size: trial.tokens for trial in sampled}
+    if len(tokens) == 1:
+        return [
+            f"Losses are sampled: every run was measured on the same {sampled[0].tokens:,} tokens "
+            f"of the validation text{size}. The error is nearly the same in all runs, so "
+            "differences are more exact."
+        ]
+    listed = ", ".join(f"{count:,} (block size {block})" for block, count in tokens.items())
     return [
-        f"Losses are sampled: every run was measured on the same {sampled[0].tokens:,} tokens of "
-        f"the validation text{size}. The error is nearly the same in all runs, so differences are "
-        "more exact."
+        "Losses are sampled: runs of one block size were measured on the same tokens of the "
+        f"validation text, runs of another one on others: {listed}{size}. Differences between runs "
+        "of one block size are more exact."
     ]
 
 

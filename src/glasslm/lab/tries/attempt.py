@@ -31,7 +31,7 @@ from glasslm.lab.studies.study_plan import (
     with_sparse_logging,
 )
 from glasslm.lab.studies.sweep import Runner, Trial
-from glasslm.lab.studies.trial_results import TrialResult, read_trial
+from glasslm.lab.studies.trial_results import TrialResult, describe_sample, read_trial
 from glasslm.lab.tries.sequential_test import MIN_PAIRS, Look, look, pairs_needed
 from glasslm.text import Notify, format_duration, plural
 
@@ -148,6 +148,7 @@ class TryResult:
             f"{first}. {estimate.delta:+.4f} nats{bits}{interval}, over "
             f"{plural(estimate.n, 'pair')} of seeds at equal {spec.match}; {self.reason}.",
             _compare_costs(self.base, self.change),
+            *describe_sample([*self.base, *self.change]),
         ]
         needed = self.seeds_needed
         if self.verdict == "not_distinguishable" and estimate.sd > 0:

@@ -13,7 +13,7 @@ import numpy as np
 from glasslm.config.conversion import to_dict
 from glasslm.errors import DamagedError, InputError
 from glasslm.report import figures
-from glasslm.report.report_tables import loss_unit
+from glasslm.report.report_tables import objective_unit
 from glasslm.runs.history import best_eval
 from glasslm.runs.metrics import (
     EvalLine,
@@ -136,10 +136,7 @@ class ComparedRun:
     @property
     def loss_unit(self) -> str:
         """The unit of the run's losses."""
-        config = self.run.config
-        unit = loss_unit(config.preference)
-        is_answer = config.data.predicts_answers and not config.preference.is_active
-        return unit + " of an answer" * is_answer
+        return objective_unit(self.run.config)
 
     @property
     def objective(self) -> tuple[Any, ...]:

@@ -137,7 +137,7 @@ def remarks(compared: Sequence[ComparedRun]) -> list[str]:
         elif status not in COMPLETED_STATUSES:
             ending = ENDINGS.get(status, "")
             sentences.append(f"{run.letter} is not finished. {ending}".strip())
-    return [*sentences, *_verdicts(compared)]
+    return [*sentences, *_name_copies(compared), *_verdicts(compared)]
 
 
 def _objective_remarks(compared: Sequence[ComparedRun]) -> list[str]:
@@ -172,14 +172,16 @@ def _verdicts(compared: Sequence[ComparedRun]) -> list[str]:
     if len({run.objective for run in compared}) > 1:
         return ["No winner is named: the losses measure different things."]
     name, unit = group_metric(compared)
-    finite = [(run.results[name], run) for run in compared if run.results[name] is not None]
+    groups = groups_of(compared)
+    copies = _find_copies(groups)
+    ranked_runs = [run for run in compared if run not in copies]
+    finite = [(run.results[name], run) for run in ranked_runs if run.results[name] is not None]
     if len(finite) < 2 and name == "best bits per byte":
         return ["No winner is named: fewer than two runs have bits per byte."]
     if len(finite) < 2:
         return ["There is nothing to compare: fewer than two runs have a finite validation loss."]
     if len({run.validation_text for run in compared}) > 1:
         return ["No run is called better than another one."]
-    groups = groups_of(compared)
     if len(groups) > 1:
         sentences = verdict_sentences(judge_groups(groups, unit))
         return [f"Groups of runs that differ in the seed alone, by {name}:", *sentences]
@@ -194,6 +196,16 @@ def _verdicts(compared: Sequence[ComparedRun]) -> list[str]:
         f"{lowest}; with one run each that is no proof. {SEED_NOISE}: repeat both with other seeds "
         "(--seed)."
     ]
+
+
+def _find_copies(groups: Sequence[RunGroup]) -> list[ComparedRun]:
+    return [run for group in groups for run in group.copies]
+
+
+def _name_copies(compared: Sequence[ComparedRun]) -> list[str]:
+    letters = ", ".join(run.letter for run in _find_copies(groups_of(compared)))
+    reason = "another run has the same settings and the same seed"
+    return [f"Left out of the groups as copies: {letters}; {reason}."] if letters else []
 
 
 def draw_losses(compared: Sequence[ComparedRun], colours: Palette) -> Figure:

@@ -108,6 +108,7 @@ def evaluate_runs(compared: Sequence[ComparedRun], notify: Notify) -> CrossEvalu
     if not learners:
         raise InputError("no run learned a text, but --cross scores texts: leave it out")
     columns, remarks = _load_columns(learners, notify)
+    remarks += _overlap_remarks(columns, learners)
     remarks += [
         f"{run.letter} learned the answers of a task or of conversations alone: neither it nor its "
         "text is scored."
@@ -228,6 +229,35 @@ def _load_columns(
                 "that on its own validation text."
             )
     return list(by_text.values()), remarks
+
+
+def _overlap_remarks(columns: Sequence[Column], compared: Sequence[ComparedRun]) -> list[str]:
+    """A remark for each column whose text may be in the training text of other runs.
+
+    The training text is the first part of all files together, and the validation text follows it.
+    """
+    remarks = []
+    for column in columns:
+        owner = next(run for run in compared if run.letter == column.owners.split(", ")[0])
+        files, end = owner.validation_text[0], _training_share(owner)
+        letters = [
+            run.letter
+            for run in compared
+            if not set(files).isdisjoint(other := run.validation_text[0])
+            and (other != files or _training_share(run) > end)
+        ]
+        if letters:
+            remarks.append(
+                f"The training text of {', '.join(letters)} may contain a part of the text of "
+                f"{column.owners}: they have files in common, but not the split. There, the "
+                f"numbers of {', '.join(letters)} may be too low."
+            )
+    return remarks
+
+
+def _training_share(run: ComparedRun) -> float:
+    data = run.run.config.data
+    return round(1 - data.val_fraction - data.test_fraction, 9)  # 0.1 + 0.2 is not 0.15 + 0.15
 
 
 def _sample_text(dataset: Dataset) -> str:

@@ -118,7 +118,7 @@ def remarks(logs: Sequence[ComparedLog]) -> list[str]:
     listed = ", ".join(f"{log.letter} {loss:.4f}" for log, loss in zip(logs, end.losses))
     sentences.append(
         f"{end.column.capitalize()} up to {end.step_unit} {end.step:,g}, the last that all have, "
-        f"as the mean of the last {END_SHARE:.0%}: {listed}."
+        f"as the mean at equal steps of the last {END_SHARE:.0%}: {listed}."
     )
     ranked = sorted(zip(end.losses, (log.letter for log in logs)))
     (low, best), (high, second) = ranked[:2]

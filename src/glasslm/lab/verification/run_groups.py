@@ -22,6 +22,7 @@ class RunGroup:
 
     runs: tuple[ComparedRun, ...]
     losses: dict[int, float | None]  # by seed; None if the run diverged or has no loss
+    copies: tuple[ComparedRun, ...]  # runs that are left out: their seed is that of another run
 
     @property
     def name(self) -> str:
@@ -66,21 +67,32 @@ def group_runs(compared: Sequence[ComparedRun], result: str) -> list[RunGroup]:
 
     A second run of the same seed is a copy, which is no further evidence: it is left out.
     """
-    groups: dict[Hashable, dict[int, ComparedRun]] = {}
+    groups: dict[Hashable, list[ComparedRun]] = {}
     for run in compared:
-        seeds = groups.setdefault(_group_key(run), {})
-        seeds.setdefault(run.run.config.train.seed, run)
-    return [
-        RunGroup(tuple(seeds.values()), {seed: _loss(run, result) for seed, run in seeds.items()})
-        for seeds in groups.values()
-    ]
+        groups.setdefault(_group_key(run), []).append(run)
+    return [_make_group(runs, result) for runs in groups.values()]
+
+
+def _make_group(runs: Sequence[ComparedRun], result: str) -> RunGroup:
+    seeds: dict[int, ComparedRun] = {}
+    copies = tuple(
+        run for run in runs if seeds.setdefault(run.run.config.train.seed, run) is not run
+    )
+    losses = {seed: _loss(run, result) for seed, run in seeds.items()}
+    return RunGroup(tuple(seeds.values()), losses, copies)
 
 
 def _group_key(run: ComparedRun) -> Hashable:
-    """The settings without the seed, the text and the tokenizer: equal in all runs of a group."""
+    """The settings without the seed, the text, the tokenizer, the arithmetic and the code.
+
+    They are equal in all runs of a group.
+    """
     config: RunConfig = run.run.config
     without_seed = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=0))
-    return without_seed, run.validation_text, run.tokenizer_sha256
+    record = run.run.record
+    arithmetic = [record.get(name) for name in ("engine", "device", "precision", "compiled")]
+    code = record.get("glasslm"), *sorted((record.get("git") or {}).items())
+    return without_seed, run.validation_text, run.tokenizer_sha256, *arithmetic, code
 
 
 def _loss(run: ComparedRun, result: str) -> float | None:
