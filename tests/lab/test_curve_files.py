@@ -302,13 +302,14 @@ def test_tensorboard_event_files(tmp_path: Path) -> None:
     from tensorboard.summary.writer import event_file_writer as writers
 
     writer = writers.EventFileWriter(str(tmp_path))
-    for step, loss in ((10, 4.0), (20, 3.5)):
+    for step, loss in ((10, 4.0), (20, 9.0), (20, 3.5)):
         value = summary_pb2.Summary.Value(tag="train/loss", simple_value=loss)
         writer.add_event(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=[value])))
     writer.close()
     (path,) = tmp_path.glob("*tfevents*")
     curve = read_curve(path)
     assert (curve.train.steps.tolist(), curve.train.values.tolist()) == ([10, 20], [4, 3.5])
+    assert "1 row with another loss at the step of the row before" in curve.messages[1]
 
 
 def test_steps_are_read_numbered_or_sorted(tmp_path: Path) -> None:

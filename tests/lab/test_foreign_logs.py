@@ -10,6 +10,7 @@ import pytest
 from glasslm.errors import InputError
 from glasslm.lab.diagnosis.curve_files import read_curve
 from glasslm.lab.diagnosis.curves import judge_curve
+from glasslm.lab.tables.columns import split_unit
 
 LN2 = math.log(2)
 Points = dict[float, float]  # loss by step
@@ -181,6 +182,17 @@ LOGS: dict[str, tuple[str, Points, Points]] = {
         {10: 4, 20: 3.5},
         {10: 4.1, 20: 3.6},
     ),
+    "lists of training and validation": (
+        '{"train":[{"step":1,"loss":4.0},{"step":2,"loss":3.5}],"eval":[{"step":1,"loss":4.1},'
+        '{"step":2,"loss":3.7},{"step":3,"loss":3.6}]}',
+        {1: 4, 2: 3.5},
+        {1: 4.1, 2: 3.7, 3: 3.6},
+    ),
+    "columns of training and validation": (
+        '{"train":{"step":[1,2],"loss":[4.0,3.5]},"val":{"step":[2],"loss":[4.1]}}',
+        {1: 4, 2: 3.5},
+        {2: 4.1},
+    ),
     "lines of training and validation in epochs": (
         '{"mode":"train","epoch":1,"iter":10,"loss":4}\n{"mode":"train","epoch":1,"iter":20,"loss":3}'
         '\n{"mode":"val","epoch":1,"iter":20,"loss":3.6}\n{"mode":"train","epoch":2,"iter":10,"loss":2}',
@@ -247,6 +259,21 @@ def test_logs_of_any_program(tmp_path: Path, kind: str) -> None:
         ("step,ppl\n1,16\n2,8\n", "step", "loss from the logarithm of `ppl`"),
         ("step,loss (bits)\n1,6\n2,5\n", "step", "bits per token, converted to nats per token"),
         ('{"loss": [4, 3, 2], "val_loss": [4, 3]}', "row", "JSON without val_loss, whose length"),
+        (
+            '{"train_log": [{"step": 1, "loss": 4}, {"step": 2, "loss": 3}], "b": [{"loss": 1}]}',
+            "step",
+            "JSON without b, other lists of records: steps",
+        ),
+        (
+            "metric,step,value\nloss,1,4\nloss,2,3\nloss,1,9\nloss,2,8\n",
+            "step",
+            "the steps go back 1 time, first from 2 to 1 in line 4",
+        ),
+        (
+            "metric,step,value\nloss,2,3\nval_loss,2,2.7\nval_loss,2,9.9\n",
+            "step",
+            "1 row with another loss at the step of the row before, the first in line 4",
+        ),
         ("step,value\n1,6\n2,5\n", "step", "neither the column nor the name of the file says"),
     ],
 )
@@ -257,6 +284,21 @@ def test_what_the_steps_and_losses_are_is_said(
     curve = read_curve(tmp_path / "log.csv")
     assert curve.step_unit == unit == curve.train.unit
     assert words in " ".join(curve.messages)
+
+
+def test_validation_rows_after_training_rows_do_not_go_back(tmp_path: Path) -> None:
+    rows = ["train,1,4", "train,2,3", "val,1,4.1", "val,2,3.1"]
+    (tmp_path / "a.csv").write_text("\n".join(["split,step,loss", *rows]), encoding="utf-8")
+    assert len(read_curve(tmp_path / "a.csv").messages) == 1
+
+
+def test_a_letter_after_loss_names_a_run_and_is_no_unit(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("step,loss_a,loss_b\n1,4,3\n", encoding="utf-8")
+    with pytest.raises(InputError, match="has the columns step, loss_a, loss_b: expected a loss"):
+        read_curve(tmp_path / "a.csv")
+    assert split_unit("loss_b") == ("loss_b", 1)
+    assert split_unit("Loss (T)") == ("loss_t", 1)
+    assert split_unit("Loss (nats)") == ("loss", 1)
 
 
 def test_epochs_are_called_epochs(tmp_path: Path) -> None:

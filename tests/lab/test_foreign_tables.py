@@ -139,6 +139,15 @@ TABLES = {
         rows("N,D,loss", "{N:g},{D:g},{x}") + "1e9,1e9,diverged\n1e9,4e9,OOM\n",
         "line 5: the loss is 'diverged', so the run is left out",
     ),
+    "runs that failed by their status": (
+        rows("N,D,loss,State", "{N:g},{D:g},{x},done") + "1e9,1e9,9,crashed\n1e9,4e9,2,running\n",
+        "line 6: the status is 'running', so the run is left out",
+    ),
+    "other lists in JSON": (
+        json.dumps({"runs": [{"params": N, "tokens": D, "loss": x} for N, D, x in RUNS],
+                    "old": [{"params": 1e9, "tokens": 1e9, "loss": 9}]}),
+        "JSON without old, other lists of records: N from",
+    ),
     "unique data": (
         rows("params,data,unique_data,loss", "{N:g},{D:g},1e8,{x}"),
         "times over the 100,000,000 tokens of the text",
@@ -163,6 +172,15 @@ def test_tables_of_any_program(tmp_path: Path, kind: str) -> None:
         (rows("logN,D,loss", "18,{D:g},{x}"), "has the columns logN"),
         (rows("N,D,loss", "{N:g},{D:g},inf"), "no run that can be used: line 2: the loss is not"),
         (rows("N,GPU hours,loss", "{N:g},9,{x}"), "expected N"),
+        (
+            json.dumps(
+                {
+                    "train": [{"N": 1e8, "D": 1e9, "loss": 3}],
+                    "test": [{"N": 1e9, "D": 1e9, "loss": 3}],
+                }
+            ),
+            "keep the rows of one split alone",
+        ),
         ("- params: 1e8\n  tokens: 1e9\n  loss: 3.1\n", "no run that can be used"),
         (rows("N,D,loss", "{N:g},{D:g},{x}") + "mean,,3.2\n", "line 5 .*'mean' is not a number"),
     ],

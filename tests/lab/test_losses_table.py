@@ -78,6 +78,14 @@ def test_a_run_that_diverged_counts_and_one_that_is_missing_does_not(tmp_path: P
         ("seed,base,new\n1,2,3\n2,2.5,3\n1,4,5\n", "line 4 .* variant base has seed 1 twice"),
         ("variant,seed,loss\na,1,2\na,2,3\n", "one variant, a: expected a baseline"),
         ("who,what\na,b\nc,d\n", "expected|no line with named"),
+        ("variant,s1,s2\na,1,2\nb,1,2\na,3,4\n", "line 4 .* variant a has seed s1 twice"),
+        ("step,base,wide\n10,3,2.9\n20,2,1.9\n", "of `step`.* --curve A.log --against B.log"),
+        ("epoch,base,wide\n1,3,2.9\n2,2,1.9\n", "several values of `epoch`"),
+        ("model,tokens,loss\na,1e6,3\na,2e6,2\nb,1e6,3\nb,2e6,2.1\n", "values of `tokens`"),
+        ("seed,train_loss,val_loss\n1,2.1,3\n2,2.2,3.1\n", "losses of the same runs"),
+        ("seed,base bpb,wide loss\n1,1,3\n2,1.1,3.1\n", "bits per byte and nats per token"),
+        ("seed,base,perplexity filter\n1,3.1,2.9\n2,3,2.8\n", "logarithms of .* rename a column"),
+        ("variant,split,loss\na,train,2\na,val,3\nb,train,2\nb,val,3\n", "keep the rows of one"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -89,7 +97,20 @@ def test_columns_that_are_no_losses_are_left_out_and_named(tmp_path: Path) -> No
     path = write(tmp_path / "a.csv", "seed,a,b,steps\n1,3.2,3.1,1000\n2,3.3,3.15,1000\n")
     study = judge_table(path)
     assert [variant.name for variant in study.variants] == ["a", "b"]
-    assert "without steps, whose numbers cannot be losses" in study.messages[0]
+    assert "without steps, no losses by their names or numbers" in study.messages[0]
+
+
+def test_settings_are_no_variants(tmp_path: Path) -> None:
+    text = "seed,base,8 bits,epochs,lr,layers\n1,3.2,3.1,3,0.1,8\n2,3.3,3.15,3,0.1,8\n"
+    study = judge_table(write(tmp_path / "a.csv", text))
+    assert [variant.name for variant in study.variants] == ["base", "8 bits"]
+    assert "without epochs, lr, layers, no losses" in study.messages[0]
+    assert study.variants[1].losses == [3.1, 3.15]  # weights of 8 bits, not a loss in bits
+
+
+def test_equal_steps_of_all_runs_of_a_variant_are_accepted(tmp_path: Path) -> None:
+    text = "variant,steps,loss\na,10,3\na,10,3.1\na,,3.2\nb,20,2\nb,20,2.1\nb,20,2.2\n"
+    assert judge_table(write(tmp_path / "a.csv", text)).variants[1].losses == [2, 2.1, 2.2]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +131,7 @@ def test_a_column_that_counts_is_no_variant(
     text = "\n".join([f"{header},基,gelu", *rows])
     study = judge_table(write(tmp_path / "losses.csv", text))
     assert [variant.name for variant in study.variants] == ["基", "gelu"]
-    assert f"without {named}, whose numbers cannot be losses" in study.messages[0]
+    assert f"without {named}, no losses by their names or numbers" in study.messages[0]
     assert study.variants[0].losses == GELU[:3]
 
 
@@ -126,6 +147,10 @@ def test_a_missing_loss_shifts_no_pairs(tmp_path: Path) -> None:
 def test_a_verdict_has_the_unit_of_the_losses(tmp_path: Path) -> None:
     text = long_table().replace("final loss", "val loss (bits/byte)")
     study = judge_table(write(tmp_path / "losses.csv", text))
+    assert study.variants[1].verdict is not None
+    assert study.variants[1].verdict.words == "better by 0.0502 bits per byte"
+    wide = wide_table().replace(";gelu;swiglu", ";gelu bpb;swiglu bpb")
+    study = judge_table(write(tmp_path / "wide.csv", wide))
     assert study.variants[1].verdict is not None
     assert study.variants[1].verdict.words == "better by 0.0502 bits per byte"
 
@@ -179,6 +204,16 @@ def test_a_word_for_a_diverged_run_and_means_with_errors(tmp_path: Path) -> None
     path = tmp_path / "a.csv"
     path.write_text("variant,seed,loss\na,1,4\na,2,4\nb,1,diverged\nb,2,4\n", encoding="utf-8")
     assert judge_table(path).variants[1].losses == [None, 4]
+    path.write_text("seed,a,b\n1,4,diverged\n2,4.1,4\n", encoding="utf-8")
+    assert judge_table(path).variants[1].losses == [None, 4]
+    path.write_text(
+        "variant,seed,loss,status\na,1,4,finished\na,2,4,finished\nb,1,5,running\nb,2,4,done\n"
+        "b,3,9,diverged\n",
+        encoding="utf-8",
+    )
+    study = judge_table(path)
+    assert study.variants[1].losses == [4, None]
+    assert "; line 4 left out: its status is 'running'" in study.messages[0]
     path.write_text("variant,loss\na,4.5 ± 0.1\nb,4.4 ± 0.1\n", encoding="utf-8")
     with pytest.raises(InputError, match="a mean with its error: expected the loss of each run"):
         judge_table(path)

@@ -75,7 +75,7 @@ class StepFinder:
             return steps
         self._count_on(steps)
         self._place_validation(steps)
-        _note_order(self.table, steps)
+        self._note_order(steps)
         return steps
 
     def _choose_columns(self) -> list[Column]:
@@ -235,6 +235,26 @@ class StepFinder:
                 f"{'es' * (placed != 1)} without a step"
             )
 
+    def _note_order(self, steps: Steps) -> None:
+        """Note where steps go back, of training rows and of validation rows by themselves."""
+        known = [
+            (validation and not loss, row.line, step)
+            for row, loss, validation, step in zip(
+                self.table.rows, self._loss_rows, self._validation_rows, steps.values
+            )
+            if step is not None
+        ]
+        known.sort(key=lambda entry: entry[0])  # validation rows may follow all training rows
+        back = [(b[1], a[2], b[2]) for a, b in pairwise(known) if a[0] == b[0] and b[2] < a[2]]
+        if len(back) > len(known) / 2:
+            steps.notes.append("the steps are not in order: they are sorted")
+        elif back:
+            line, before, after = back[0]
+            steps.notes.append(
+                f"the steps go back {plural(len(back), 'time')}, first from {before:,g} to "
+                f"{after:,g} in line {line}: of a repeated step the last value counts"
+            )
+
 
 def _unit(name: str) -> str:
     """The unit of the numbers in a column of steps."""
@@ -252,16 +272,3 @@ def _fill(values: Sequence[float | None]) -> list[float | None]:
     for value in values:
         filled.append(value if value is not None or not filled else filled[-1])
     return filled
-
-
-def _note_order(table: Table, steps: Steps) -> None:
-    known = [(row.line, step) for row, step in zip(table.rows, steps.values) if step is not None]
-    back = [(b[0], a[1], b[1]) for a, b in pairwise(known) if b[1] < a[1]]
-    if len(back) > len(known) / 2:
-        steps.notes.append("the steps are not in order: they are sorted")
-    elif back:
-        line, before, after = back[0]
-        steps.notes.append(
-            f"the steps go back {plural(len(back), 'time')}, first from {before:,g} to "
-            f"{after:,g} in line {line}: of a repeated step the last value counts"
-        )

@@ -23,6 +23,7 @@ from glasslm.lab.scaling.table_columns import (
 )
 from glasslm.lab.tables import columns
 from glasslm.lab.tables.columns import Column
+from glasslm.lab.tables.long_tables import require_one_split
 from glasslm.lab.tables.rows import Row, Table, read_table
 from glasslm.text import plural
 
@@ -38,7 +39,6 @@ UNIT_ROLES = {  # the lowest number that can be, and a usual unit
 }
 C_TOLERANCE = 0.1  # of C / (6 N D) around 1
 SIZE_IN_NAME = "size in the name"
-FAILED_RUNS = {"diverged", "oom", "failed", "crashed", "killed", "running", "pending", "timeout"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def read_runs(path: Path, mapping: Sequence[str] = ()) -> RunTable:
         chosen.pop("ratio", None)
     if "N" not in chosen or "loss" not in chosen or not {"D", "C", "ratio"} & chosen.keys():
         raise columns.unreadable(path, table, EXPECTED)
+    require_one_split(table)
     table, failed = _leave_out_failed(table, chosen["loss"])
     notes += failed
     if any("±" in str(row.cells.get(chosen["loss"].name)) for row in table.rows):
@@ -100,14 +101,14 @@ def read_runs(path: Path, mapping: Sequence[str] = ()) -> RunTable:
 
 
 def _leave_out_failed(table: Table, loss: Column) -> tuple[Table, list[str]]:
-    """The table without runs whose loss is a word such as "diverged", and a message for each."""
-    words = {row.line: str(row.cells.get(loss.name)).strip().lower() for row in table.rows}
+    """The table without runs whose loss or status is a word such as "diverged", and messages."""
+    failures = [columns.find_failure(row, loss) for row in table.rows]
     messages = [
-        f"line {line}: the loss is '{word}', so the run is left out"
-        for line, word in words.items()
-        if word in FAILED_RUNS
+        f"line {row.line}: the {failure[0]} is '{failure[1]}', so the run is left out"
+        for row, failure in zip(table.rows, failures)
+        if failure
     ]
-    rows = [row for row in table.rows if words[row.line] not in FAILED_RUNS]
+    rows = [row for row, failure in zip(table.rows, failures) if not failure]
     return table._replace(rows=rows), messages
 
 

@@ -12,13 +12,25 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 from glasslm.errors import InputError
 from glasslm.lab.statistics import Comparison, Verdict, compare_losses, judge_family
+from glasslm.lab.studies.losses_by_column import (
+    DIVERGED,
+    EXPECTED,
+    LOSS_NAMES,
+    PROGRESS_NAMES,
+    Losses,
+    add_loss,
+    has_seed_columns,
+    read_loss,
+    read_seed_columns,
+    read_wide,
+)
 from glasslm.lab.tables import columns
 from glasslm.lab.tables.columns import Column, find_columns
-from glasslm.lab.tables.numbers import is_missing, is_number
+from glasslm.lab.tables.long_tables import require_one_split
+from glasslm.lab.tables.numbers import is_missing
 from glasslm.lab.tables.rows import Row, Table, read_table
 from glasslm.text import align_columns, plural
 
@@ -27,25 +39,12 @@ VARIANT_NAMES = (
     "condition", "setting", "run", "run_name", "recipe", "optimizer", "architecture",
 )  # fmt: skip
 SEED_NAMES = ("seed", "random_seed", "run_seed", "repeat", "replicate", "trial")
-LOSS_NAMES = (
-    "final_val_loss", "val_loss", "loss", "eval_loss", "validation_loss", "final_loss", "test_loss",
-    "best_val_loss", "val_bpb", "bpb", "train_loss", "val_ppl", "ppl", "perplexity",
-)  # fmt: skip
 BASELINE_NAMES = ("baseline", "base", "control", "default", "reference")
-DIVERGED = {"diverged", "diverges", "div"}  # words for a loss that is not finite
 SEED_IN_NAME = "seed in the name"
 _SEED_IN_NAME = re.compile(  # "layers4" has no seed: a bare s follows a separator
     r"(?P<name>.*?)(?:[-_. /]*seed|[-_. /]+s)[-_= ]?(?P<seed>\d+)", re.I
 )
-_SEED_COLUMN = re.compile(r"(?:seed|s|run|trial)?[-_ ]?\d+", re.I)
-_INDEX_NAME = re.compile(r"|index|unnamed_\d+")  # the normalized name of the index of pandas
-_COUNTER_NAMES = {"row", "run", "step"}
 ROLES = ("variant", "seed", "loss")  # that --columns can name
-EXPECTED = (
-    "variant, seed and loss, a row for each run; or seed and a column of losses for each variant"
-)
-
-Losses = dict[str, dict[str, float | None]]  # by variant, then by seed; None: not finite
 
 
 @dataclass(frozen=True)
@@ -146,15 +145,16 @@ def _pair(
 
 def _read_losses(table: Table, mapping: Sequence[str]) -> tuple[Losses, str, str]:
     """The losses by variant and seed, a sentence on what was read, and the unit of a difference."""
-    difference_unit = "nats"
+    difference_unit, left_out = "nats", ""
+    require_one_split(table)
     named = columns.parse_mapping(mapping, ROLES, table)
     loss, seed = (
         named.get(role) or next(iter(find_columns(table, names)), None)
         for role, names in (("loss", LOSS_NAMES), ("seed", SEED_NAMES))
     )
     variant = named.get("variant") or _choose_variant(table)
-    if loss is None and variant and _has_seed_columns(table, variant):
-        losses = _read_seed_columns(table, variant)
+    if loss is None and variant and has_seed_columns(table, variant):
+        losses = read_seed_columns(table, variant)
         first = f"{table.format}: variants from {variant}, a column for each seed"
         return losses, f"{first}; {_count(losses)}", difference_unit
     if variant and loss and seed is None and "variant" not in named:
@@ -166,15 +166,21 @@ def _read_losses(table: Table, mapping: Sequence[str]) -> tuple[Losses, str, str
         if not unit.endswith(columns.NATS):
             difference_unit = unit
         _require_no_errors(table, loss)
-        losses = _read_rows(table, variant, seed, loss)
+        if seed is None:
+            _require_one_step(table, variant)
+        losses, left_out = _read_rows(table, variant, seed, loss)
         first = f"{table.format}: variants from {variant}, losses from {loss} taken as {unit}"
     else:
-        losses, others = _read_wide(table, seed)
-        first = f"{table.format}: a column for each variant"
+        if seed is None:
+            _require_one_step(table)
+        losses, others, unit = read_wide(table, seed)
+        if not unit.endswith(columns.NATS):
+            difference_unit = unit
+        first = f"{table.format}: a column for each variant, losses taken as {unit}"
         if others:
-            first += f", without {', '.join(others)}, whose numbers cannot be losses"
+            first += f", without {', '.join(others)}, no losses by their names or numbers"
     first += f", seeds from {seed}" if seed else ", seeds by the order of the rows"
-    return losses, f"{first}; {_count(losses)}", difference_unit
+    return losses, f"{first}{left_out}; {_count(losses)}", difference_unit
 
 
 def _count(losses: Losses) -> str:
@@ -211,6 +217,7 @@ def _join_factors(table: Table, loss: Column, seed: Column) -> tuple[Table, Colu
         name
         for name in table.names
         if name not in (loss.name, seed.name)
+        and columns.normalize_name(name) not in columns.STATUS_NAMES
         and 1 < len({str(row.cells.get(name)) for row in table.rows}) <= len(table.rows) / 2
     ]
     if not factors:
@@ -223,6 +230,23 @@ def _join_factors(table: Table, loss: Column, seed: Column) -> tuple[Table, Colu
     return table._replace(rows=rows), Column(joined)
 
 
+def _require_one_step(table: Table, variant: Column | None = None) -> None:
+    """Raise InputError where the rows of a variant are at several steps: they are no seeds."""
+    for column in find_columns(table, PROGRESS_NAMES):
+        steps: dict[str, str] = {}
+        for row in table.rows:
+            name = str(row.cells.get(variant.name)).strip() if variant else ""
+            step = str(row.cells.get(column.name)).strip()
+            if is_missing(row.cells.get(column.name)):
+                continue
+            if steps.setdefault(name, step) != step:
+                raise InputError(
+                    f"{table.path} has several values of `{column.name}`, as the steps of one run "
+                    "have, and no seeds: expected one final loss for each run and a column seed. "
+                    "Two logs are compared by glasslm diagnose --curve A.log --against B.log"
+                )
+
+
 def _require_no_errors(table: Table, loss: Column) -> None:
     """Raise InputError for means with their errors: they are no losses of single runs."""
     with_error = [row for row in table.rows if "±" in str(row.cells.get(loss.name))]
@@ -233,106 +257,28 @@ def _require_no_errors(table: Table, loss: Column) -> None:
         )
 
 
-def _seed_columns(table: Table, variant: Column) -> list[str]:
-    """The columns beside that of the variants, without the index of pandas."""
-    return [name for name in table.names if name != variant.name and not _is_index(name)]
-
-
-def _has_seed_columns(table: Table, variant: Column) -> bool:
-    names = _seed_columns(table, variant)
-    return len(names) > 1 and all(_SEED_COLUMN.fullmatch(name.strip()) for name in names)
-
-
-def _read_seed_columns(table: Table, variant: Column) -> Losses:
-    """The losses of a table with a row for each variant and a column for each seed."""
+def _read_rows(
+    table: Table, variant: Column, seed: Column | None, loss: Column
+) -> tuple[Losses, str]:
+    """The losses of the rows, and which runs are left out because they have no final loss."""
     losses: Losses = {}
-    names = _seed_columns(table, variant)
-    for row in table.rows:
-        group = losses.setdefault(str(row.cells.get(variant.name)).strip(), {})
-        for name in names:
-            value = Column(name).number(row, table)
-            if value is not None:
-                group[name] = value if math.isfinite(value) else None
-    return losses
-
-
-def _read_rows(table: Table, variant: Column, seed: Column | None, loss: Column) -> Losses:
-    losses: Losses = {}
+    left_out = ""
     places: Counter[str] = Counter()  # of the rows of each variant
     for row in table.rows:
         name = str(row.cells.get(variant.name, "")).strip()
-        has_diverged = str(row.cells.get(loss.name)).strip().lower() in DIVERGED
-        value = math.nan if has_diverged else loss.number(row, table)
+        failure = columns.find_failure(row, loss)
+        if failure and failure[1] not in DIVERGED:
+            left_out += f"; line {row.line} left out: its {failure[0]} is '{failure[1]}'"
+            value = None
+        else:
+            value = read_loss(row, loss, table)
         place = str(places[name])
         places[name] += 1  # also of a row without a value: the next ones keep their partners
         if name and value is not None:
             key = str(row.cells.get(seed.name, "")).strip() if seed else place
-            _add_loss(
+            add_loss(
                 losses.setdefault(name, {}), name, key, value, f"line {row.line} of {table.path}"
             )
     if not losses:
         raise columns.unreadable(table.path, table, EXPECTED)
-    return losses
-
-
-def _add_loss(
-    group: dict[str, float | None], variant: str, seed: str, value: float, where: str
-) -> None:
-    """Add the loss of a seed. Raises InputError where the variant has one already."""
-    if seed in group:
-        raise InputError(
-            f"{where}: variant {variant} has seed {seed} twice: expected one final loss for each "
-            "run"
-        )
-    group[seed] = value if math.isfinite(value) else None
-
-
-def _read_wide(table: Table, seed: Column | None) -> tuple[Losses, list[str]]:
-    """The losses of the columns, and the names of columns such as an index, steps or sizes."""
-    names = [name for name in table.names if seed is None or name != seed.name]
-    numeric = [
-        name
-        for name in names
-        if all(is_number(row.cells.get(name, "")) for row in table.rows)
-        and not all(is_missing(row.cells.get(name)) for row in table.rows)
-    ]
-    others = [
-        name
-        for name in numeric
-        if _is_counter(table, name) or _median(table, name) > columns.MAX_LOSS
-    ]
-    numeric = [name for name in numeric if name not in others]
-    if len(numeric) < 2 or len(numeric) + len(others) < len(names):
-        raise columns.unreadable(table.path, table, EXPECTED)
-    losses: Losses = {name: {} for name in numeric}
-    for i, row in enumerate(table.rows):
-        key = str(row.cells.get(seed.name, "")).strip() if seed else str(i)
-        for name in numeric:
-            value = Column(name).number(row, table)
-            if value is not None:
-                _add_loss(losses[name], name, key, value, f"line {row.line} of {table.path}")
-    return losses, [name or "the column without a name" for name in others]
-
-
-def _is_index(name: str) -> bool:
-    """Whether a column is the index of pandas: without a name, "index" or "Unnamed: 0"."""
-    normalized = columns.normalize_name(name)
-    # A name in another alphabet is normalized to nothing.
-    return _INDEX_NAME.fullmatch(normalized) is not None and (normalized != "" or not name.strip())
-
-
-def _is_counter(table: Table, name: str) -> bool:
-    """Whether a column of numbers counts the rows or steps, by its name or its values."""
-    if _is_index(name) or columns.normalize_name(name) in _COUNTER_NAMES:
-        return True
-    numbers = [Column(name).number(row, table) for row in table.rows]
-    return len(numbers) > 1 and any(
-        numbers == list(range(start, start + len(numbers))) for start in (0, 1)
-    )
-
-
-def _median(table: Table, name: str) -> float:
-    """The median of the finite numbers of a column; NaN if it has none."""
-    numbers = [Column(name).number(row, table) for row in table.rows]
-    finite = [number for number in numbers if number is not None and math.isfinite(number)]
-    return median(finite) if finite else math.nan
+    return losses, left_out

@@ -48,7 +48,7 @@ UNITS = {
 _PERPLEXITY = r"(?:^|_)(?:ppl|perplexity)(?:_|$)"
 _LOGARITHM = re.compile(r"(?:^|_)(log|ln|log2|log10)_")  # of a perplexity
 _NATS_OF_LOGARITHM = {"log": 1.0, "ln": 1.0, "log2": math.log(2), "log10": math.log(10)}
-_BITS = r"(?:^|_)(?:bits|bpt)(?:_|$)"  # but not bits per byte
+_BITS = r"(?:^|_)(?<!\d_)(?:bits|bpt)(?:_|$)"  # not bits per byte, nor weights of 4 bits
 NATS = "nats per token"
 MAX_LOSS = 20.0  # nats per token; above it a unit must be wrong
 _BITS_PER_BYTE = r"bpb|bits_(?:per_)?byte"
@@ -58,6 +58,15 @@ LOSS_UNITS = {
     "bits_per_byte", "bits_byte", "bpc", "bits_per_char", "bits_char", "bits_per_character",
     "bits_character",
 }  # fmt: skip
+STATUS_NAMES = {"status", "state", "run_status", "run_state"}
+FAILED_RUNS = {
+    "diverged", "diverges", "div", "failed", "oom", "crashed", "killed", "running", "pending",
+    "timeout", "error", "cancelled", "canceled", "aborted", "preempted", "queued", "scheduled",
+}  # fmt: skip
+# A letter after these names a run or text, as in loss_b: no loss is counted in thousands.
+_LOSS = re.compile(
+    r"(?:^|_)(?:loss|losses|nll|xent|entropy|crossentropy|ce|bpb|bpc|bpt|ppl|perplexity)(?:_|$)"
+)
 _MAPPING = re.compile(
     r"(?P<role>\w+)\s*=\s*(?P<column>.+?)(?:\s*\*\s*(?P<factor>[\d.]+(?:e[+-]?\d+)?))?"
 )
@@ -151,7 +160,7 @@ def find_by_words(
 
 
 def split_unit(name: str) -> tuple[str, float]:
-    """The normalized name without its unit, and the factor of the unit.
+    """The normalized name without its unit, and the factor of the unit. Losses have none.
 
     >>> split_unit("Model Size (M)"), split_unit("tokens_b"), split_unit("C (1e18 FLOPs)")
     (('model_size', 1000000.0), ('tokens', 1000000000.0), ('c', 1e+18))
@@ -159,12 +168,13 @@ def split_unit(name: str) -> tuple[str, float]:
     bracket = re.search(r"[(\[]\s*([^()\[\]]*?)\s*[)\]]\s*$", name)
     if bracket:
         factor = 1.0 if normalize_name(bracket[1]) in LOSS_UNITS else _unit_factor(bracket[1])
-        if factor is not None:
-            return normalize_name(name[: bracket.start()]), factor
+        stem = normalize_name(name[: bracket.start()])
+        if factor == 1 or (factor is not None and not _LOSS.search(stem)):
+            return stem, factor
     base = normalize_name(name)
     for unit, factor in UNITS.items():
         stem = base.removesuffix(f"_{unit}")
-        if stem not in (base, ""):
+        if stem not in (base, "") and not _LOSS.search(stem):
             return stem.removesuffix("_in"), factor  # "params in millions"
     return base, 1.0
 
@@ -235,6 +245,15 @@ def to_loss(column: Column) -> tuple[Column, str]:
     if column.factor == 1 and re.search(_BITS, name):
         return replace(column, factor=math.log(2)), f"bits per token, converted to {NATS}"
     return column, NATS
+
+
+def find_failure(row: Row, loss: Column) -> tuple[str, str] | None:
+    """Where a row says that its run has no final loss, "loss" or "status", and its word there."""
+    for name in (loss.name, *(n for n in row.cells if normalize_name(n) in STATUS_NAMES)):
+        word = str(row.cells.get(name)).strip().lower()
+        if word in FAILED_RUNS:
+            return "loss" if name == loss.name else "status", word
+    return None
 
 
 def find_perplexity(table: Table) -> list[Column]:

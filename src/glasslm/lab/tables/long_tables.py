@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from glasslm.errors import InputError
+from glasslm.lab.tables.json_records import TRAIN_WORDS, VALIDATION_WORDS
 from glasslm.lab.tables.numbers import is_number
 from glasslm.lab.tables.rows import Row, Table
 
@@ -16,8 +17,6 @@ RUN_NAMES = {"run", "runid", "runhash", "runname", "experiment", "experimentkey"
 
 
 SPLIT_NAMES = ("split", "mode", "phase", "stage", "subset", "partition", "set")
-TRAIN_WORDS = {"train", "training"}
-VALIDATION_WORDS = {"val", "valid", "validation", "eval", "evaluation", "dev", "test"}
 SHARED_NAMES = re.compile(
     r"(?:^|_)(?:step|iter|iteration|epoch|batch|tokens|samples|update)s?(?:_|$)"
 )
@@ -53,10 +52,20 @@ def separate_splits(table: Table) -> Table:
     return table
 
 
+def require_one_split(table: Table) -> None:
+    """Raise InputError for a table of runs with rows of training and of validation texts."""
+    if separate_splits(table) is not table:
+        raise InputError(
+            f"{table.path} has rows of training and of validation losses: expected a row for each "
+            "run; keep the rows of one split alone"
+        )
+
+
 def widen(table: Table) -> Table:
     """A table with a column for each metric; any other table as it is.
 
-    Raises InputError where the rows are of several runs.
+    Another value of a metric at the same step gets a row of its own. Raises InputError where the
+    rows are of several runs.
     """
     by_word = {re.sub(r"[^a-z]", "", name.lower()): name for name in table.names}
     by_word |= {word.removeprefix("metric").removesuffix("name") or word: by_word[word]
@@ -76,13 +85,14 @@ def widen(table: Table) -> Table:
             f"{table.path} has the values of {len(runs)} runs in `{run}`: expected those of one; "
             "keep its rows alone"
         )
-    cells: dict[str, dict[str, Any]] = {}
-    lines: dict[str, int] = {}
+    latest: dict[str, dict[str, Any]] = {}  # by step
+    rows = []
     for row in table.rows:
-        key = str(row.cells.get(step))
-        lines.setdefault(key, row.line)
-        cells.setdefault(key, {step: row.cells.get(step)})[str(row.cells.get(metric))] = (
-            row.cells.get(value)
-        )
-    rows = [Row(lines[key], wide) for key, wide in cells.items()]
+        key, name = str(row.cells.get(step)), str(row.cells.get(metric))
+        number = row.cells.get(value)
+        cells = latest.get(key)
+        if cells is None or (name in cells and cells[name] != number):
+            latest[key] = {step: row.cells.get(step)}
+            rows.append(Row(row.line, latest[key]))
+        latest[key][name] = number
     return table._replace(rows=rows, format=f"{table.format} with a row for each metric")

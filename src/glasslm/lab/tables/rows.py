@@ -6,7 +6,6 @@ values of JSON. lab/tables/columns.py knows which column is which.
 
 from __future__ import annotations
 
-import ast
 import csv
 import json
 import re
@@ -15,6 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glasslm.errors import InputError, explain_system_errors
+from glasslm.lab.tables.json_records import (
+    find_records,
+    flatten,
+    list_shorter_columns,
+    parse_object,
+)
 from glasslm.lab.tables.latex import is_latex, latex_to_tabs
 from glasslm.lab.tables.log_lines import HELPERS, parse_log_line, strip_terminal_codes
 from glasslm.lab.tables.numbers import is_number, uses_decimal_commas
@@ -128,40 +133,17 @@ def _read_json(path: Path, text: str) -> Table | None:
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
-        whole = _parse_object(text)
+        whole = parse_object(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return _read_json_lines(path, text)
-    rows = [Row(i, _flatten(record)) for i, record in enumerate(_find_records(whole), 1)]
+    records, other_lists = find_records(whole)
+    rows = [Row(i, flatten(record)) for i, record in enumerate(records, 1)]
     kind = "JSON"
-    if shorter := _list_shorter_columns(whole):
+    if shorter := list_shorter_columns(whole):
         kind += f" without {shorter}, whose length differs"
+    if other_lists:
+        kind += f" without {', '.join(other_lists)}, other lists of records"
     return Table(path, kind, rows, [])
-
-
-def _parse_object(text: str) -> Any:
-    """The value of JSON, also with a comma too many, or of a dictionary that Python printed."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        if len(text.splitlines()) > 1 and text.count("\n{") > 0:  # JSON lines
-            raise
-        text = re.sub(r",(\s*[\]}])", r"\1", text)
-        try:
-            return json.loads(text)
-        except ValueError:
-            return ast.literal_eval(text.strip())
-
-
-def _list_shorter_columns(value: Any) -> str:
-    """The names of lists that are shorter than the longest one beside them."""
-    if not isinstance(value, dict):
-        return ""
-    lengths = {
-        name: len(item)
-        for name, item in value.items()
-        if isinstance(item, list) and item and isinstance(item[0], (int, float))
-    }
-    return ", ".join(name for name, n in lengths.items() if n < max(lengths.values()))
 
 
 def _read_json_lines(path: Path, text: str) -> Table | None:
@@ -174,52 +156,12 @@ def _read_json_lines(path: Path, text: str) -> Table | None:
         except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict):
-            rows.append(Row(number, _flatten(record)))
+            rows.append(Row(number, flatten(record)))
         else:
             dropped.append(number)
     if len(rows) <= len(dropped):
         return None
     return Table(path, "JSON lines", rows, dropped)
-
-
-def _find_records(value: Any) -> list[dict[str, Any]]:
-    """The objects of a JSON value that are rows: its longest list of objects, or its columns."""
-    if isinstance(value, list):
-        records = [item for item in value if isinstance(item, dict)]
-        return records or [r for item in value for r in _find_records(item)]
-    if not isinstance(value, dict):
-        return []
-    entries = [item for item in value.values() if isinstance(item, dict)]
-    is_flat = not any(isinstance(x, (list, dict)) for entry in entries for x in entry.values())
-    if len(entries) == len(value) > 1 and len(set(map(frozenset, entries))) == 1 and is_flat:
-        key = "step" if all(is_number(name) for name in value) else "name"
-        return [{key: name, **entry} for name, entry in value.items()]
-    lists = [item for item in value.values() if isinstance(item, list) and item]
-    nested = [_find_records(item) for item in value.values() if isinstance(item, (list, dict))]
-    longest = max(nested, key=len, default=[])
-    if len(longest) > 1 or (lists and longest):
-        return longest
-    columns = {
-        name: item
-        for name, item in value.items()
-        if isinstance(item, list) and not any(isinstance(cell, (list, dict)) for cell in item)
-    }
-    if columns:
-        length = max(map(len, columns.values()))
-        full = {name: cells for name, cells in columns.items() if len(cells) == length}
-        return [dict(zip(full, cells)) for cells in zip(*full.values())]
-    return [value]
-
-
-def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The cells of an object; those of an object inside it get the outer name before theirs."""
-    cells: dict[str, Any] = {}
-    for name, value in record.items():
-        if isinstance(value, dict) and prefix.count("/") < 3:
-            cells |= _flatten(value, f"{prefix}{name}/")
-        elif not isinstance(value, (list, dict)):
-            cells[f"{prefix}{name}"] = value
-    return cells
 
 
 # -- CSV -------------------------------------------------------------------------------------------
