@@ -84,7 +84,7 @@ def test_the_time_limit_chooses_the_recipe_where_no_size_is_given() -> None:
     model = long.config.model
     assert (model.d_model, model.block_size, model.dropout) == (128, 256, 0.1)
     assert long.config.optimizer == short.config.optimizer
-    assert "quick with --d-model 128 --block-size 256 --dropout 0.1" in long.describe()
+    assert "quick with --d-model 128 --block-size 256 --dropout 0.1 --batch-size 8" in long.describe()
     assert choose_recipe(None, "1h", ["d_model", "lr"]) == choose_recipe(None)
     assert choose_recipe(None, "1h", ["init_from"]) == choose_recipe(None)
     assert choose_recipe(None, "1h", ["lr"]) == long

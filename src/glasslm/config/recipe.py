@@ -16,7 +16,9 @@ SIZE_FIELDS = frozenset(
     ["d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "block_size", "n_experts"]
 )
 # Changes of the preset quick for a long run: 0.8M parameters on Shakespeare (docs/log.md).
-LONG_RUN_CHANGES = {"d_model": 128, "block_size": 256, "dropout": 0.1}
+LONG_RUN_CHANGES = {
+    "d_model": 128, "block_size": 256, "dropout": 0.1, "batch_size": 8, "eval_interval": 500,
+}  # fmt: skip
 LONG_RUN_MIN_S = 600.0  # the time that they were chosen for
 
 
