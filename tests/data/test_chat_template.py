@@ -55,6 +55,20 @@ def test_the_text_is_that_of_transformers(name: str, tmp_path: Path) -> None:
             assert chat.template.encode_conversation(messages).ids.tolist() == ids
 
 
+OF_TRANSFORMERS = {
+    "None for what is not given": "{{ tools is none and documents is none }}",
+    "the tag of an answer": "{% for m in messages %}{% generation %}\n{{ loop.index }} "
+    "{{ m.content }}{% set last = m.role %}\n{% endgeneration %}\n{{ last }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("source", OF_TRANSFORMERS.values(), ids=OF_TRANSFORMERS)
+def test_a_template_has_the_variables_and_tags_of_transformers(source: str) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    (text,), _ = utils.render_jinja_template([TALK], chat_template=source)
+    assert ChatTemplate({"chat_template": source}, ByteTokenizer()).render(TALK, False) == text
+
+
 def test_the_answers_and_their_ends_are_learnt_and_nothing_else() -> None:
     """Counted by hand on the bytes of ChatML; special tokens are 256, 257 and 258."""
     chat = vocabulary()

@@ -128,8 +128,9 @@ class ChatTemplate:
             ) from None
 
     def _render_in_time(self, messages: Conversation, asks: bool) -> str:
-        variables: dict[str, Any] = {"messages": messages, "add_generation_prompt": asks}
-        variables |= self._role_tokens()
+        # Where there are no tools and documents, transformers passes None.
+        variables: dict[str, Any] = {"messages": messages, "tools": None, "documents": None}
+        variables |= {"add_generation_prompt": asks, **self._role_tokens()}
         # Not template.generate, which makes the context inside: traced, that takes longer than
         # the text of a short conversation.
         rendering = self._template.root_render_func(self._template.new_context(variables))
@@ -275,8 +276,12 @@ class ChatTemplate:
         from jinja2 import TemplateSyntaxError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        from glasslm.data.chat.generation_tag import GenerationTag
+
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", GenerationTag],
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
