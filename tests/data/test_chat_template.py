@@ -1,11 +1,13 @@
 """Chat templates: the text is transformers' text, and only what the template writes is special."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from glasslm.data.chat import chat_template
 from glasslm.data.chat.chat_template import ChatTemplate
 from glasslm.data.chat.chat_vocabulary import ChatVocabulary, make_chat_vocabulary
 from glasslm.data.chat.conversations import Conversation
@@ -51,6 +53,20 @@ def test_the_text_is_that_of_transformers(name: str, tmp_path: Path) -> None:
             assert chat.template.encode_prompt(messages) == ids
         else:
             assert chat.template.encode_conversation(messages).ids.tolist() == ids
+
+
+OF_TRANSFORMERS = {
+    "None for what is not given": "{{ tools is none and documents is none }}",
+    "the tag of an answer": "{% for m in messages %}{% generation %}\n{{ loop.index }} "
+    "{{ m.content }}{% set last = m.role %}\n{% endgeneration %}\n{{ last }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("source", OF_TRANSFORMERS.values(), ids=OF_TRANSFORMERS)
+def test_a_template_has_the_variables_and_tags_of_transformers(source: str) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    (text,), _ = utils.render_jinja_template([TALK], chat_template=source)
+    assert ChatTemplate({"chat_template": source}, ByteTokenizer()).render(TALK, False) == text
 
 
 def test_the_answers_and_their_ends_are_learnt_and_nothing_else() -> None:
@@ -148,6 +164,26 @@ def test_a_template_that_cannot_be_learnt_is_refused(
     path.write_text(source)
     with pytest.raises(InputError, match=reason):
         vocabulary(str(path))
+
+
+LOOPS = {
+    "of numbers": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "of letters": "{% for i in 'x' * 99999 %}{% for j in 'x' * 99999 %}{% endfor %}{% endfor %}",
+    "of calls": "{% macro m(n) %}{% if n %}{{ m(n - 1) + m(n - 1) }}{% endif %}{% endmacro %}"
+    "{{ m(60) }}",
+    "without a match": "{% for i in range(99999) if range(99999)|sum < 0 %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("source", LOOPS.values(), ids=LOOPS)
+def test_a_template_that_writes_nothing_ends_in_time(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "MAX_RENDER_S", 0.1)
+    trace = sys.gettrace()
+    with pytest.raises(InputError, match=r"takes more than 0\.1 s"):
+        ChatTemplate({"chat_template": source}, ByteTokenizer()).render(TALK)
+    assert sys.gettrace() is trace
 
 
 def test_an_unknown_template_is_an_error_that_names_the_known_ones() -> None:

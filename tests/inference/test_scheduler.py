@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 
 import numpy as np
 import pytest
@@ -306,7 +307,7 @@ def test_a_cancelled_request_frees_its_row_at_once_and_changes_no_other(state):
 class FailingGrammar:
     """A grammar that allows nothing after some tokens, or raises."""
 
-    finished = False
+    finished = can_end = False
 
     def __init__(self, n, error):
         self.n, self.error = n, error
@@ -451,6 +452,18 @@ def test_settings_of_one_request_do_not_touch_another():
         assert text(events) == text(alone)
     assert text(together[0]) == LETTERS.decode([7] * 30)
     assert LETTERS.decode([7]) not in text(together[1])
+
+
+def test_a_line_break_that_ends_other_texts_does_not_cut_json():
+    end = LETTERS.encode("\n").tolist()
+    request = Request(
+        [1, 2], 60, Sampling(1.0), grammar=JsonGrammar(LETTERS.token_bytes).start_text,
+        logit_bias={end[0]: 20.0}, end_ids=frozenset(end),
+    )  # fmt: skip
+    events = answer_alone(build_scheduler(), request)
+    assert "\n" in text(events)
+    assert isinstance(json.loads(text(events)), dict | list)
+    assert events[-1].reason == "stop"
 
 
 @pytest.mark.parametrize(

@@ -344,6 +344,10 @@ def test_json_schema(server: ServerProcess) -> None:
     response = server.post("/v1/completions", model="byte", prompt="x", response_format=wanted)
     assert response.status_code == 400
     assert "nonsense" in response.json()["error"]["message"]
+    wanted["json_schema"]["schema"] = {"enum": [1, 12]}  # the model has no token that ends a 1
+    response = server.post("/v1/completions", model="byte", prompt="x", response_format=wanted)
+    assert response.status_code == 400
+    assert "ask for an object or array" in response.json()["error"]["message"]
 
 
 def test_a_vocabulary_without_brackets_cannot_write_json(server: ServerProcess) -> None:

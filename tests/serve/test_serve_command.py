@@ -355,6 +355,28 @@ def test_a_special_token_ends_an_answer(chat_server: ServerProcess) -> None:
     assert choice["logprobs"]["content"] == []
 
 
+@pytest.mark.parametrize(
+    ("schema", "token", "content"),
+    [
+        ({"enum": [1, 12]}, 256, "1"),
+        ({"enum": [1, 12]}, ord("2"), "12"),
+        ({"const": 12}, 256, "12"),  # the token cuts nothing that is not complete
+    ],
+)
+def test_a_special_token_ends_json_that_could_go_on(
+    chat_server: ServerProcess, schema: dict[str, Any], token: int, content: str
+) -> None:
+    pytest.importorskip("llguidance")
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    messages = [{"role": "user", "content": "Hi"}]
+    response = chat_server.post(
+        "/v1/chat/completions", messages=messages, response_format=wanted, max_tokens=20,
+        logit_bias={str(token): 100},
+    )  # fmt: skip
+    (choice,) = response.json()["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (content, "stop")
+
+
 def test_an_answer_that_ends_is_whole_whatever_stop_string_it_began(
     chat_server: ServerProcess,
 ) -> None:

@@ -282,6 +282,8 @@ class JsonGrammar:
 class JsonText:
     """The state of one text in the grammar; a request.Grammar."""
 
+    can_end = False  # a number outside of brackets ends where no token can follow
+
     def __init__(self, grammar: JsonGrammar, state: State) -> None:
         self._grammar, self._state = grammar, state
         self.finished = False
@@ -297,7 +299,6 @@ class JsonText:
             following = advance_state(self._state, byte)
             assert following is not None, "a token that the grammar does not allow"
             self._state = following
-        # A number outside of brackets ends where no token can follow.
         self.finished = self._state.mode == "done" or bool(
             self._grammar.costs(self._state).min() == IMPOSSIBLE_COST
         )

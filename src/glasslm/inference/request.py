@@ -18,7 +18,8 @@ Alternatives = list[tuple[int, float]]  # the likeliest tokens and their log-pro
 class Grammar(Protocol):
     """The state of one text in a grammar, which masks the tokens that may come next."""
 
-    finished: bool  # the text is complete
+    finished: bool  # the text is complete and cannot go on
+    can_end: bool  # the text is complete and may go on: the model chooses, by a token that ends it
 
     def allowed(self, remaining: int) -> NDArray[np.bool_]:
         """(V,): marks the tokens that may come next; `remaining` counts the next one, too."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from glasslm.config.schema import ModelConfig
 from glasslm.data.stream_decoder import StreamDecoder
 from glasslm.data.tokenizers import Tokenizer
+from glasslm.errors import InputError
 from glasslm.inference.request import (
     Alternatives,
     Event,
@@ -71,7 +72,8 @@ class Stream:
         self.used_tokens[self.ids] = True
         self._grammar = request.grammar(request.max_new_tokens) if request.grammar else None
         self._text = _ShownText(tokenizer, self.ids, request.stop)
-        self._end_ids = tokenizer.other_end_ids | {tokenizer.end_id} | request.end_ids
+        ends = tokenizer.other_end_ids | {tokenizer.end_id} | request.end_ids
+        self._end_ids = [i for i in ends if i is not None and i < tokenizer.vocab_size]
 
     def visible_ids(self, config: ModelConfig) -> list[int]:
         """The tokens that the model reads for the next one: all, or the newest of a long text."""
@@ -100,10 +102,21 @@ class Stream:
         return Usage(len(self.request.ids), self.cached_tokens, self.new_tokens)
 
     def allowed(self) -> NDArray[np.bool_] | None:
-        """(V,): marks the tokens that the grammar allows next; None without a grammar."""
+        """(V,): marks the tokens that the grammar allows next; None without a grammar.
+
+        Raises InputError where the text may end or go on, and the model has no token that ends it.
+        """
         if self._grammar is None:
             return None
-        return self._grammar.allowed(self.request.max_new_tokens - self.new_tokens)
+        allowed = self._grammar.allowed(self.request.max_new_tokens - self.new_tokens)
+        if self._grammar.can_end:
+            if not self._end_ids:
+                raise InputError(
+                    "the schema allows a text that could go on where it is complete, such as a "
+                    "number, and the model has no token that ends it: ask for an object or array"
+                )
+            allowed[self._end_ids] = True
+        return allowed
 
     def draw(self) -> float:
         """The uniform number of the next token."""
@@ -113,9 +126,10 @@ class Stream:
         """Append a token to the text; returns its events."""
         self.ids.append(token)
         self.used_tokens[token] = True
-        is_end = token in self._end_ids
+        # In a grammar, a token that ends other texts may be a part of this one, as a line break.
+        is_end = token in self._end_ids and (self._grammar is None or self._grammar.can_end)
         shown_text = "" if is_end else self._text.push(token)
-        if self._grammar:
+        if self._grammar and not is_end:
             self._grammar.advance(token)
         event = Token(token, shown_text, logprob, top, self._text.shown)
         if is_end or self._text.stopped or (self._grammar and self._grammar.finished):

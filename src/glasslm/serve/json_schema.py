@@ -57,11 +57,11 @@ class SchemaGrammar:
 
 
 class SchemaText:
-    """The state of one text in a schema; a generation.Grammar."""
+    """The state of one text in a schema; a request.Grammar."""
 
     def __init__(self, grammar: SchemaGrammar, matcher: Any) -> None:
         self._grammar, self._matcher = grammar, matcher
-        self.finished = False
+        self.finished = self.can_end = False
 
     def allowed(self, remaining: int) -> NDArray[np.bool_]:
         """(V,): marks the tokens that may come next. `remaining` is not used: a text may be cut."""
@@ -82,8 +82,9 @@ class SchemaText:
         if error := self._matcher.get_error():
             raise ApiError(400, f"the JSON schema is too complex: {to_one_line(error, 300)}")
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        bits = np.unpackbits(mask, bitorder="little")[: self._grammar.vocab_size]
-        self.finished = not bits.any()
+        bits = np.unpackbits(mask, bitorder="little").astype(bool)
+        self.finished = not bits[: self._grammar.vocab_size].any()
+        self.can_end = bool(bits[self._grammar.end_id]) and not self.finished
 
 
 class _Vocabulary:

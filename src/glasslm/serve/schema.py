@@ -262,7 +262,7 @@ def _read_logit_bias(value: object, limits: Limits) -> dict[int, float]:
     if value is None:
         return {}
     expected = (
-        f"an object of at most {limits.biases:,} token ids, each with a number from "
+        f'an object of at most {limits.biases:,} token ids such as "97", each with a number from '
         f"{-MAX_BIAS:g} to {MAX_BIAS:g}"
     )
     if not isinstance(value, dict) or len(value) > limits.biases:
@@ -270,7 +270,8 @@ def _read_logit_bias(value: object, limits: Limits) -> dict[int, float]:
     biases = {}
     for key, bias in value.items():
         number = as_number(bias)
-        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+        # One spelling for each id: of 97 and 097, one bias would be lost.
+        if not (key.isascii() and key.isdigit() and len(key) <= 10 and str(int(key)) == key):
             raise wrong_value("logit_bias", key, expected)
         if number is None or abs(number) > MAX_BIAS:
             raise wrong_value("logit_bias", bias, expected)

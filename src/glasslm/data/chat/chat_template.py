@@ -1,8 +1,10 @@
 """Chat templates: messages to text and tokens, in Jinja's sandbox.
 
 A template is foreign code. The sandbox gives it no attribute of Python's objects and changes none
-of its arguments; the length of its output and the time for it are bounded. What people write in a
-message never becomes a special token. Letters: N tokens.
+of its arguments; the length of its output and the time for it are bounded. The time is checked
+between the lines of Python that Jinja runs, so a single operation, such as a product of huge
+numbers, is not interrupted. What people write in a message never becomes a special token. Letters:
+N tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sys
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
 
@@ -110,16 +114,10 @@ class ChatTemplate:
     def render(self, messages: Conversation, asks: bool = True) -> str:
         """The text of `messages`; with `asks` also the start of the assistant's answer.
 
-        Raises InputError where the template refuses them, fails, or writes too much.
+        Raises InputError where the template refuses them, fails, writes too much or takes too long.
         """
-        deadline_s, text = time.monotonic() + MAX_RENDER_S, ""
         try:
-            for piece in self._template.generate(
-                messages=messages, add_generation_prompt=asks, **self._role_tokens()
-            ):
-                text += piece
-                if len(text) > MAX_OUTPUT_CHARS or time.monotonic() > deadline_s:
-                    raise InputError("the chat template writes too much text: send fewer messages")
+            return self._render_in_time(messages, asks)
         except InputError:
             raise
         except Exception as error:  # a foreign template may raise anything
@@ -128,7 +126,26 @@ class ChatTemplate:
             raise InputError(
                 f"the model's chat template cannot write these messages: {reason}"
             ) from None
-        return text
+
+    def _render_in_time(self, messages: Conversation, asks: bool) -> str:
+        # Where there are no tools and documents, transformers passes None.
+        variables: dict[str, Any] = {"messages": messages, "tools": None, "documents": None}
+        variables |= {"add_generation_prompt": asks, **self._role_tokens()}
+        # Not template.generate, which makes the context inside: traced, that takes longer than
+        # the text of a short conversation.
+        rendering = self._template.root_render_func(self._template.new_context(variables))
+        pieces, n_chars, previous_trace = list[str](), 0, sys.gettrace()
+        # Python calls a trace function at each line, so also in a loop that writes nothing.
+        sys.settrace(_make_time_check(MAX_RENDER_S))
+        try:
+            for piece in rendering:
+                pieces.append(piece)
+                n_chars += len(piece)
+                if n_chars > MAX_OUTPUT_CHARS:
+                    raise InputError("the chat template writes too much text: send fewer messages")
+        finally:
+            sys.settrace(previous_trace)
+        return "".join(pieces)
 
     def _require_answer_spans(self, messages: Conversation, text: str) -> list[tuple[int, int]]:
         """`_answer_spans`; raises InputError where the template's answers cannot be learned."""
@@ -259,8 +276,12 @@ class ChatTemplate:
         from jinja2 import TemplateSyntaxError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        from glasslm.data.chat.generation_tag import GenerationTag
+
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", GenerationTag],
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
@@ -273,6 +294,18 @@ class ChatTemplate:
                 f"the chat template is not Jinja: line {error.lineno}, {to_one_line(str(error))}: "
                 "correct it, or give --chat-template chatml"
             ) from None
+
+
+def _make_time_check(limit_s: float) -> Callable[..., Any]:
+    """A trace function that raises TimeoutError after `limit_s` seconds from now."""
+    deadline_s = time.monotonic() + limit_s
+
+    def check_time(*_: object) -> Callable[..., Any]:
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"it takes more than {limit_s:g} s. Send fewer messages")
+        return check_time
+
+    return check_time
 
 
 def _raise_exception(message: str) -> NoReturn:
