@@ -264,6 +264,27 @@ def test_an_import_notes_the_tokens_around_each_text(
     assert transformers.AutoTokenizer.from_pretrained(foreign)("")["input_ids"] == [271, 272]
 
 
+@pytest.mark.parametrize("kind", PLAIN)
+def test_an_import_and_its_export_keep_the_tokens_around_each_text(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = PLAIN[kind].with_special_tokens(["<s>"])
+    folder, run, out = (tmp_path / name for name in ("foreign", "run", "out"))
+    hf.write(make_export(tmp_path, small_config(), tokenizer), folder)
+    step = template(BEGIN, A)
+    step["special_tokens"]["<s>"]["ids"] = [tokenizer.special_tokens["<s>"]]
+    write_post_processor(folder, step)
+    assert cli.main(["import", str(folder), "--run-dir", str(run)]) == 0
+    assert "transformers begins each text of this model with <s>" in capsys.readouterr().err
+    assert type(glasslm.load(run).tokenizer) is type(tokenizer)
+    hf.write(load_export(run), out)
+    ids = [tokenizer.special_tokens["<s>"], *tokenizer.encode("cat").tolist()]
+    assert transformers.AutoTokenizer.from_pretrained(out)("cat")["input_ids"] == ids
+    write_post_processor(folder, {"type": "TemplateProcessing"})
+    with pytest.raises(InputError, match=r"tokenizer\.json: .* the tokenizers library reads"):
+        hf.read(folder)
+
+
 # -- GGUF ------------------------------------------------------------------------------------------
 
 

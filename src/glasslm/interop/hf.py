@@ -155,7 +155,7 @@ def read(folder: Path, notify: Notify = notify) -> ModelImport:
         folder,
         values.values,
         hf_tokenizer.token_ids(tokenizer),
-        hf_tokenizer.post_processor(tokenizer),
+        hf_tokenizer.post_processor(tokenizer, folder),
     )
     end = settings.get("eos_token")
     if end and not tokenizer.special_tokens and not settings.get("split_special_tokens"):

@@ -28,9 +28,8 @@ from glasslm.strict_json import json_bytes
 TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILE, MERGES_FILE, SENTENCEPIECE_FILE = "vocab.json", "merges.txt", "tokenizer.model"
 MAX_MERGES_BYTES = 64 << 20  # the files of the largest vocabularies have 17 MB
-UNKNOWN_TOKEN = (
-    "<unknown character>"  # in no vocabulary: the library then refuses unknown characters
-)
+# In no vocabulary: the library then refuses unknown characters.
+UNKNOWN_TOKEN = "<unknown character>"
 
 TokenizerJson = dict[str, Any]  # the content of a tokenizer.json
 
@@ -52,10 +51,8 @@ def tokenizer_files(
     others: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
-        "model_input_names": [
-            "input_ids",
-            "attention_mask",
-        ],  # older versions would add a third input, which models refuse
+        # Older versions would add a third input, which models refuse.
+        "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
     }
     settings = default_settings(tokenizer) if settings is None else settings
@@ -255,10 +252,20 @@ def _read_tokenizer_json(file: Path) -> TokenizerJson:
     return content
 
 
-def post_processor(tokenizer: Tokenizer) -> Any:
-    """The post-processor of a tokenizer.json, which may add tokens to texts; None without one."""
-    if not isinstance(tokenizer, SubwordTokenizer):
-        return None
+def post_processor(tokenizer: Tokenizer, folder: Path) -> Any:
+    """The post-processor of a tokenizer.json, which may add tokens to texts; None without one.
+
+    `tokenizer` is that of the file in `folder`. Raises InputError where the library refuses it.
+    """
+    if not isinstance(tokenizer, SubwordTokenizer):  # only that type keeps what the library reads
+        file = folder / TOKENIZER_FILE
+        content = _read_tokenizer_json(file)
+        if not content.get("post_processor"):
+            return None
+        try:
+            tokenizer = SubwordTokenizer(json.dumps(content))
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
     return json.loads(tokenizer.to_json()).get("post_processor")
 
 
@@ -298,20 +305,13 @@ def _match_own_tokenizer(content: TokenizerJson) -> Tokenizer | None:
         ]
     except InputError:  # an empty vocabulary
         return None
-    return next(
-        (
-            tokenizer
-            for tokenizer in candidates
-            if _is_equivalent(content, _tokenizer_json(tokenizer))
-        ),
-        None,
-    )
+    return next((own for own in candidates if _is_equivalent(content, _tokenizer_json(own))), None)
 
 
 def _is_equivalent(content: TokenizerJson, own_content: TokenizerJson) -> bool:
-    """Whether two tokenizer.json do the same.
+    """Whether two tokenizer.json give the same ids; `post_processor` has what one adds to them.
 
-    Other programs add keys, and post-processors that add no tokens.
+    Other programs add keys.
     """
     same_parts = all(
         content.get(part) == own_content[part]
