@@ -299,6 +299,14 @@ def test_a_diverged_run_is_an_outcome(bad: float | None) -> None:
     )
 
 
+def test_diverged_runs_are_counted_among_the_runs_of_their_own_side() -> None:
+    many, few = [1.5, None, None, None, 1.4], [1.5, None]
+    assert words(compare_losses(many, few, paired=False)) == (
+        "diverged in 3 of 5 (the baseline in 1 of 2)"
+    )
+    assert words(compare_losses(many, few[:1] * 2, paired=False)) == "diverged in 3 of 5"
+
+
 def test_a_diverged_variant_makes_the_others_no_likelier() -> None:
     comparison = compare_losses(shifted(-0.006), BASE)
     lost = compare_losses([None] * 5, BASE)

@@ -236,10 +236,12 @@ def compare_losses(
     )
     declared = (n, diverged, baseline_diverged, alpha, family, margin)
     if diverged or baseline_diverged:
-        side, count, losses = "it", diverged, variant
-        if not diverged:
-            side, count, losses = "the baseline", baseline_diverged, baseline
-        return Comparison(*declared, reason=f"{side} diverged in {count} of {len(losses)}")
+        of_baseline = f"in {baseline_diverged} of {len(baseline)}"
+        reason = f"the baseline diverged {of_baseline}"
+        if diverged:
+            also = f" (the baseline {of_baseline})" if baseline_diverged else ""
+            reason = f"diverged in {diverged} of {len(variant)}{also}"
+        return Comparison(*declared, reason=reason)
     a, b = ([value for value in losses if value is not None] for losses in (variant, baseline))
     if n == 1:
         return Comparison(*declared, delta=fmean(a) - fmean(b), reason=ONE_RUN)
@@ -306,8 +308,7 @@ def _kind_and_words(
     c: Comparison, p_holm: float | None, p_same_holm: float | None
 ) -> tuple[Kind, str]:
     if c.diverged:
-        both = f" (the baseline in {c.baseline_diverged} of {c.n})" if c.baseline_diverged else ""
-        return "diverged", f"diverged in {c.diverged} of {c.n}{both}"
+        return "diverged", c.reason
     if c.p is None or c.delta is None or c.detectable is None:
         return "not tested", f"not tested: {c.reason}"
     assert p_holm is not None, "a comparison with a p has an adjusted p"
