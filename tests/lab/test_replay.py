@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from glasslm.config.schema import ComputeConfig
+from glasslm.engines.factory import make_engine
+from glasslm.engines.protocol import NO_TARGET, Batch
 from glasslm.errors import DamagedError, InputError
 from glasslm.lab.diagnosis.replay import (
     _judge_replayed_loss,
+    _layer_gradient_norms,
     build_sections,
     format_replay,
     replay_step,
 )
+from glasslm.model.parameters import initial_weights, parameter_table
 from glasslm.report import page
 from glasslm.runs import checkpoint
 from glasslm.training import launch
@@ -98,6 +103,21 @@ def test_the_gradient_of_a_replayed_batch_is_that_of_the_step(tmp_path: Path) ->
     total = sum(norm**2 for norm, _ in result.layers.values()) ** 0.5
     assert total == pytest.approx(result.grad_norm, rel=1e-5)
     assert list(result.layers) == ["embedding", "blocks.0", "blocks.1", "norm"]
+
+
+def test_parts_of_a_batch_count_by_their_targets(tmp_path: Path) -> None:
+    """As in a run of conversations, whose rows have different numbers of answer tokens."""
+    tokens = np.random.default_rng(2).integers(20, size=(4, 33))
+    targets = np.where(np.arange(32) < [[1], [30], [3], [9]], tokens[:, 1:], NO_TARGET)
+    batch = Batch(tokens[:, :-1], targets, 0, np.arange(4))
+    norms = []
+    for rows in (4, 1):
+        config = small_config(tmp_path, micro_batch_size=rows, batch_size=4)
+        engine = make_engine(config, 20, ComputeConfig(engine="numpy", threads=1), training=True)
+        engine.load(initial_weights(parameter_table(config.model, 20), 3))
+        run: Any = SimpleNamespace(config=config, tokenizer=SimpleNamespace(vocab_size=20))
+        norms.append(_layer_gradient_norms(engine, batch, run))
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
 def test_another_engine_comes_close_and_says_so(tmp_path: Path) -> None:

@@ -221,8 +221,10 @@ def _layer_gradient_norms(engine: Engine, batch: Batch, run: Run) -> dict[str, f
         if name.removeprefix(GRADIENT_PREFIX) in table
     ]
     sums: dict[str, Any] = {}
+    n_targets = max(1, int(np.count_nonzero(batch.targets != NO_TARGET)))
     for part in batch.split(engine.micro_batch_size):
-        share = len(part.tokens) / len(batch.tokens)
+        # `inspect` takes the mean over the targets of the part.
+        share = np.count_nonzero(part.targets != NO_TARGET) / n_targets
         for name, gradient in engine.inspect(part, names).items():
             sums[name] = sums.get(name, 0) + share * gradient.astype(np.float64)
     squares: dict[str, float] = {}
