@@ -223,6 +223,10 @@ def test_a_study_by_the_command_and_again(
     other = [word if word != "30" else "31" for word in words]
     assert cli.main(other) == 2
     assert "other settings" in capsys.readouterr().err
+    for seeds in ("2", "3"):  # to continue it, and to extend it
+        words[words.index("--seeds") + 1] = seeds
+        assert cli.main([*words, "--precision", "fp64"]) == 2
+        assert "give --precision fp32, or choose another folder" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("trials_in_this_process")

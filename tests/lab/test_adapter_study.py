@@ -14,8 +14,9 @@ from glasslm.cli import main
 from glasslm.config.conversion import with_flags
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.errors import InputError
-from glasslm.lab.studies import adapter_study
+from glasslm.lab.studies import adapter_study, study_plan, sweep
 from glasslm.lab.studies.adapter_study import Point, pareto_front
+from glasslm.model.parameters import parameter_table
 from glasslm.runs import checkpoint, run_folder
 from glasslm.training import launch
 from glasslm.training.fine_tuning import BaseRun, fine_tuning_config
@@ -193,6 +194,8 @@ def test_runs_of_other_settings_are_not_mixed_in(
         err = capsys.readouterr().err
         assert "trained with other settings" in err
         assert str(done / "runs" / NAMES[0]) in err
+    assert study(base, new, done, precision="fp64") == 2
+    assert "give --precision fp32, or choose another folder" in capsys.readouterr().err
     assert (done / "adapters.csv").read_bytes() == before
 
 
@@ -225,6 +228,32 @@ def test_runs_of_unequal_length_are_refused(
     with pytest.raises(InputError, match=message):
         adapter_study.run_study("rank", config, ComputeConfig(), tmp_path / "study", "")
     assert not (tmp_path / "study").exists()
+
+
+def test_all_variants_get_the_engine_of_the_largest(
+    base: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def choose_by_size(compute: ComputeConfig, parameters: int, **_: Any) -> Any:
+        sizes.append(parameters)
+        return dataclasses.replace(compute, engine="torch", precision="bf16"), ""
+
+    def note_compute(folder: Path, trials: Any, compute: ComputeConfig, *_: Any) -> Any:
+        table = parameter_table(trials[-1].config.model, 256)
+        assert table.total == max(
+            parameter_table(trial.config.model, 256).total for trial in trials
+        )
+        raise InputError(f"{compute.engine} {compute.precision}")
+
+    monkeypatch.setattr(study_plan, "choose_engine", choose_by_size)
+    monkeypatch.setattr(sweep, "run_in_turn", note_compute)
+    config = with_flags(
+        fine_tuning_config(BaseRun(str(base)), with_adapters=True), {"text_file": (str(new),)}
+    )
+    with pytest.raises(InputError, match="torch bf16"):
+        adapter_study.run_study("rank", config, ComputeConfig(), tmp_path / "study", "")
+    assert len(sizes) == 1
 
 
 def test_ranks_are_the_powers_of_two_to_64(base: Path) -> None:

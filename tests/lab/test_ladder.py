@@ -163,6 +163,9 @@ def test_a_ladder_fits_its_time_and_uses_it(text: Path, tmp_path: Path, gain: fl
             ladder_budget.plan_ladder(
                 base(text, lr=0.5), "1h", RUNNER, tmp_path / "1h", messages.append
             )
+        fp64 = Runner(ComputeConfig(precision="fp64"))
+        with pytest.raises(InputError, match="give --precision fp32, or choose another folder"):
+            ladder_budget.plan_ladder(base(text), "1h", fp64, tmp_path / "1h", messages.append)
 
 
 @pytest.mark.parametrize(("budget", "gflops"), [("1s", 20), ("8s", 1), ("1.5e6", 20), ("3e9", 20)])

@@ -113,6 +113,9 @@ def test_other_settings_in_the_same_folder_are_refused(text: Path, tmp_path: Pat
     run_all(tmp_path / "study", [trial(text, "one")], RUNNER, 20, lambda message: None)
     with pytest.raises(InputError, match="other settings"):
         run_all(tmp_path / "study", [trial(text, "one", lr=0.5)], RUNNER, 20, lambda message: None)
+    other = Runner(ComputeConfig(engine="numpy", precision="fp64", threads=1))
+    with pytest.raises(InputError, match=r"precision fp32, .* with fp64: give --precision fp32"):
+        run_all(tmp_path / "study", [trial(text, "one")], other, 20, lambda message: None)
     with pytest.raises(InputError, match="same name"):
         run_all(tmp_path / "study", [trial(text, "one")] * 2, RUNNER, 20, lambda message: None)
 

@@ -142,12 +142,12 @@ def plan(base: RunConfig, spec: AblationSpec, runner: Runner, study: Path, notif
     """Fix the text, the variants and the steps before the first run, and write plan.json.
 
     Times are measured once: a study that is resumed reads its plan. Raises InputError if that plan
-    has other flags.
+    has other flags, or another engine, device or precision.
     """
     measures.require_measure(spec.measure, base)
     require_margin(spec.margin)
     flags = to_json_types([to_dict(base), spec.settings])
-    if saved := load_or_extend(study, flags, notify):
+    if saved := load_or_extend(study, flags, runner.compute, notify):
         return _restore_plan(saved, spec)
     if spec.against is not None:
         require_checkout(Path(spec.against))

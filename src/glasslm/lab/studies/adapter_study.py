@@ -17,7 +17,7 @@ from glasslm import files
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.errors import InputError
 from glasslm.lab.studies import sweep
-from glasslm.lab.studies.study_plan import require_equal_length
+from glasslm.lab.studies.study_plan import require_equal_length, resolve_compute
 from glasslm.lab.studies.sweep import Trial
 from glasslm.model.parameters import parameter_table
 from glasslm.report import figures
@@ -62,14 +62,21 @@ def run_study(
 ) -> str:
     """Train and compare the variants of `config`; returns the text for the terminal.
 
-    Raises InputError for an unknown kind, for runs that would differ in length, and if the folder
-    has runs with other settings.
+    All runs use the engine, device and precision that the largest variant gets. Raises InputError
+    for an unknown kind, for runs that would differ in length, and if the folder has runs with other
+    settings, or of another engine, device or precision.
     """
     require_equal_length(config.train)
     # A run records the config as its inputs complete it, and a study that continues compares them.
     config = with_absolute_paths(config.resolve())
-    config = open_run_inputs(config, notify).complete(config)
-    trials = [Trial(name, variant) for name, variant in _list_variants(kind, config).items()]
+    inputs = open_run_inputs(config, notify)
+    trials = [
+        Trial(name, variant)
+        for name, variant in _list_variants(kind, inputs.complete(config)).items()
+    ]
+    # The last variant has the most parameters.
+    largest, V = trials[-1].config, inputs.dataset.tokenizer.vocab_size
+    compute = resolve_compute(compute, largest, V, threads=0)
     folder = run_folder.study_folder(folder, "adapters", kind, "--run-dir")
     notify(f"study: {folder} ({run_folder.continuation_hint(folder, '--run-dir')})")
     outcomes = sweep.run_in_turn(folder, trials, compute, notify, command)

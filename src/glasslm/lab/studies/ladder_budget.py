@@ -73,7 +73,7 @@ def plan_ladder(
     # A study of the loss has the settings that 0.1.0 wrote.
     settings = [to_dict(base), budget] if measure == "loss" else [to_dict(base), budget, measure]
     flags = to_json_types(settings)
-    if saved := load_plan(study, flags, CANNOT_GROW):
+    if saved := load_plan(study, flags, runner.compute, CANNOT_GROW):
         return restore_ladder(saved)
     base, dataset = prepare_recipe(base, notify)
     for shape in shapes:

@@ -9,26 +9,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from glasslm.config.schema import ComputeConfig
 from glasslm.config.units import parse_duration
-from glasslm.lab.studies.study_plan import load_plan, read_plan, save_plan
+from glasslm.lab.studies.study_plan import (
+    PLAN_FILE,
+    load_plan,
+    read_plan,
+    require_recorded_compute,
+    save_plan,
+)
 from glasslm.text import Notify, plural
 
 # The fields of AblationSpec, in their order in plan.json.
 SPEC_FIELDS = ("axes", "seeds", "match", "margin", "rates", "budget", "against", "measure")
 
 
-def load_or_extend(study: Path, flags: Any, notify: Notify) -> dict[str, Any] | None:
+def load_or_extend(
+    study: Path, flags: Any, compute: ComputeConfig, notify: Notify
+) -> dict[str, Any] | None:
     """The content of plan.json, with more seeds if the budget or the seeds are larger than before.
 
-    Raises InputError for a study of other settings.
+    Raises InputError for a study of other settings, or of another engine, device or precision.
     """
     saved = read_plan(study)
     if saved is None or saved["asked"] == flags:
-        return saved
+        return load_plan(study, flags, compute)
     first_seeds = saved.get("seeds", saved["asked"][1][1])
     seeds = _extended_seeds(saved["asked"], flags, first_seeds)
     if seeds is None:
-        return load_plan(study, flags)
+        return load_plan(study, flags, compute)
+    require_recorded_compute(compute, saved["compute"], study / PLAN_FILE)
     saved |= {"asked": flags, "seeds": seeds}
     if (study / "ablation_table.csv").exists() and seeds > first_seeds:
         saved["seen_seeds"] = first_seeds

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,22 @@ def resolve_compute(
     )[0]
 
 
+def require_recorded_compute(
+    compute: ComputeConfig, recorded: Mapping[str, Any], source: Path
+) -> None:
+    """Raise InputError where engine, device or precision is neither "auto" nor as recorded.
+
+    `recorded` is the record of a run, or the compute of a plan, which `source` names.
+    """
+    for name in ("engine", "device", "precision"):
+        if getattr(compute, name) not in ("auto", recorded[name]):
+            raise InputError(
+                f"{source} has the {name} {recorded[name]}, but this study would go on with "
+                f"{getattr(compute, name)}: give --{name} {recorded[name]}, or choose another "
+                "folder for this study"
+            )
+
+
 def parse_flops(budget: str) -> float | None:
     """The budget in FLOPs, if it is a number of at least a million; a smaller one is a time."""
     try:
@@ -114,10 +131,13 @@ def read_plan(study: Path) -> dict[str, Any] | None:
     return plan
 
 
-def load_plan(study: Path, flags: Any, why: str = "") -> dict[str, Any] | None:
+def load_plan(
+    study: Path, flags: Any, compute: ComputeConfig, why: str = ""
+) -> dict[str, Any] | None:
     """The content of plan.json; None if the study is new.
 
-    Raises InputError, which ends with `why`, if it was made with other flags.
+    Raises InputError, which ends with `why`, if it was made with other flags, and InputError for
+    another engine, device or precision in `compute`.
     """
     plan = read_plan(study)
     if plan is not None and plan["asked"] != flags:
@@ -125,6 +145,8 @@ def load_plan(study: Path, flags: Any, why: str = "") -> dict[str, Any] | None:
             f"{study / PLAN_FILE} belongs to a study with other settings: give the same flags, or "
             f"choose another --out{why}"
         )
+    if plan is not None:
+        require_recorded_compute(compute, plan["compute"], study / PLAN_FILE)
     return plan
 
 

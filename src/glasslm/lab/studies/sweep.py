@@ -24,6 +24,7 @@ from glasslm.config.conversion import to_dict
 from glasslm.config.schema import ComputeConfig, RunConfig
 from glasslm.engines.resources import available_cores
 from glasslm.errors import DamagedError, InputError
+from glasslm.lab.studies.study_plan import require_recorded_compute
 from glasslm.lab.studies.trial_process import run_in_subprocess
 from glasslm.model import flops
 from glasslm.runs.metrics import ENDED_STATUSES, step_lines
@@ -102,7 +103,7 @@ def run_all(
     checkpoint; then the signal ends the program. Raises InputError if a run in the folder has other
     settings than its trial.
     """
-    waiting = _list_waiting(study, trials, notify)
+    waiting = _list_waiting(study, trials, runner.compute, notify)
     work = {trial.name: run_flops(trial.config, vocab_size) for trial in trials}
     # The longest run comes first: otherwise it may end up alone on one core.
     waiting.sort(key=lambda trial: -work[trial.name])
@@ -137,7 +138,7 @@ def run_in_turn(
     from glasslm.report import run_report
 
     codes = {}
-    waiting = _list_waiting(study, trials, notify)
+    waiting = _list_waiting(study, trials, compute, notify)
     for number, trial in enumerate(waiting, 1):
         notify(f"{number} of {len(waiting)}: {trial.name}")
         path = _run_dir(study, trial)
@@ -175,20 +176,22 @@ def run_flops(config: RunConfig, vocab_size: int) -> float:
     return tokens * flops.flops_per_token(config.model, vocab_size)
 
 
-def _list_waiting(study: Path, trials: Sequence[Trial], notify: Notify) -> list[Trial]:
+def _list_waiting(
+    study: Path, trials: Sequence[Trial], compute: ComputeConfig, notify: Notify
+) -> list[Trial]:
     """The trials that have not ended yet. Raises InputError if two trials have the same name."""
     if len({trial.name for trial in trials}) < len(trials):
         raise InputError("two trials have the same name")
-    waiting = [trial for trial in trials if not _has_ended(study, trial)]
+    waiting = [trial for trial in trials if not _has_ended(study, trial, compute)]
     if len(waiting) < len(trials):
         notify(f"{len(trials) - len(waiting)} of {len(trials)} runs are finished already")
     return waiting
 
 
-def _has_ended(study: Path, trial: Trial) -> bool:
+def _has_ended(study: Path, trial: Trial, compute: ComputeConfig) -> bool:
     """Whether the run of a trial needs no more training.
 
-    Raises InputError if it has other settings.
+    Raises InputError if it has other settings, or another engine, device or precision.
     """
     path = _run_dir(study, trial)
     if not (path / "run.json").exists():
@@ -204,6 +207,8 @@ def _has_ended(study: Path, trial: Trial) -> bool:
             f"{path} was trained with other settings: give the same flags, or choose another "
             "folder for this study"
         )
+    if not trial.checkout:
+        require_recorded_compute(compute, run.record, path)
     return run.history.status in ENDED_STATUSES
 
 
