@@ -176,6 +176,11 @@ def test_a_missing_run_has_the_name_that_help_gives_it(
     [
         ("scale --budget 5m --max-steps=9", "leave it out"),
         ("capstone --budget 5m --max-steps 9", "leave out --max-steps"),
+        ("verify RUN --ops own.py", "give both, or leave it out"),
+        ("check RUN --combinations 50", "leave it out with RUN and --ops"),
+        ("check --ops own.py --combinations=9", "leave it out with RUN and --ops"),
+        ("check --combinations -1", "expected 0 or more"),
+        ("generate RUN --compare --no-cache", "leave out one flag"),
     ],
 )
 def test_a_flag_without_an_effect_is_refused_with_the_cure(

@@ -48,6 +48,13 @@ def test_a_notebook_shows_the_study(study: Path) -> None:
     assert stored.lead in parsed.text
 
 
+def test_operations_are_refused_for_the_report_of_a_study(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["report", str(study), "--ops", "own.py"]) == 2
+    assert "leave it out with a study" in capsys.readouterr().err
+
+
 def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no plan\.json"):
         open_study(tmp_path)

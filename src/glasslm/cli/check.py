@@ -75,12 +75,15 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    from glasslm.cli.parsing import parse
+    from glasslm.cli.parsing import given_fields, parse
     from glasslm.engines.operations import describe_operations, read_operations
     from glasslm.engines.resources import is_torch_installed
 
     flags = parse(Flags, argv, "glasslm check", DESCRIPTION)
     require(flags.seed >= 0, "--seed", flags.seed, "0 or more")
+    require(flags.combinations >= 0, "--combinations", flags.combinations, "0 or more")
+    if "combinations" in given_fields(argv) and (flags.run is not None or flags.ops):
+        raise InputError("--combinations is for random models: leave it out with RUN and --ops")
     if flags.figure is not None:
         _require_figure(flags.figure, flags.run, flags.ops)
     out = sys.stderr if flags.json else sys.stdout

@@ -78,7 +78,7 @@ class Flags:
     """Show the results of several samplers side by side."""
     cache: bool = True
     """Keep keys and values in a cache; --no-cache reads the whole text again for each token, and
-    prints how much faster the cache is."""
+    prints how much faster the cache is. Not with --compare."""
     checkpoint: CheckpointFlag = "best"
     ops: RunOpsFlag = ""
     reading: tyro.conf.OmitArgPrefixes[ContextConfig] = field(default_factory=ContextConfig)
@@ -89,6 +89,8 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     flags = parse(Flags, argv, "glasslm generate", DESCRIPTION)
+    if flags.compare and not flags.cache:
+        raise InputError("--no-cache times one sampler, --compare runs several: leave out one flag")
     if flags.compare:
         _name_unused_sampling(given_fields(argv))
     model = load_model(
@@ -246,7 +248,7 @@ def _print_comparison(model: Model, flags: Flags, prompt: str, sampling: Samplin
     results = {
         name: _collect_texts(
             _generate_pieces(
-                model, flags, prompt, replace(sampler, seed=sampling.seed), flags.cache
+                model, flags, prompt, replace(sampler, seed=sampling.seed), use_cache=True
             ),
             flags.num_samples,
         )

@@ -10,6 +10,7 @@ import tyro
 
 from glasslm.cli.flag_groups import RunOpsFlag
 from glasslm.cli.parsing import parse
+from glasslm.errors import InputError
 from glasslm.text import print_result
 
 DESCRIPTION = """Write the report of a run, or of a study (ablate, scale), again: report.html,
@@ -41,6 +42,8 @@ def main(argv: list[str]) -> int:
     from glasslm.runs.protection import open_run
 
     if is_study(Path(flags.run)):
+        if flags.ops:
+            raise InputError("--ops is for the report of a run: leave it out with a study")
         print_result(str(open_study(flags.run).write()))
         return 0
     run = open_run(flags.run, with_log=True)

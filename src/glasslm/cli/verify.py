@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from glasslm.cli.flag_groups import RunArgument, RunOpsFlag
+from glasslm.errors import InputError
 from glasslm.text import print_escaped
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def main(argv: list[str]) -> int:
     from glasslm.runs import run_folder
 
     flags = parse(Flags, argv, "glasslm verify", DESCRIPTION)
+    if flags.ops and not flags.resume:
+        raise InputError("--ops is for --resume, which trains the run: give both, or leave it out")
     run_dir = run_folder.find_run(flags.run)
     out = sys.stderr if flags.json else sys.stdout
     parts = []
