@@ -95,8 +95,8 @@ class DeviceConfig:
     """The engine, device and precision. These settings change speed and rounding only."""
 
     engine: EngineName = "auto"
-    """Engine: numpy (hand-written) or torch (auto: torch on a GPU, for large models, and where
-    --max-time leaves time to compile)."""
+    """Engine: numpy (hand-written) or torch (auto: torch on a GPU and for large models).
+    With a long --max-time, auto takes the faster of the two on a CPU with bfloat16."""
     device: DeviceName = "auto"
     """Device that computes (auto: a GPU, if PyTorch is installed and finds one)."""
     precision: Precision = "auto"
