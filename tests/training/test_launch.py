@@ -363,7 +363,7 @@ def test_numpy_gives_way_to_compiled_pytorch_that_has_time_for_more_steps(
     assert record["engine"] == ("numpy" if obstacle else "torch")
     assert ("engine: torch (compiled)" in plan) is not bool(obstacle)
     assert ("engine: numpy (few parameters)" in plan) is bool(obstacle)
-    assert record["config"]["train"]["max_steps"] == (5 if obstacle else 11)
+    assert record["config"]["train"]["max_steps"] == (5 if obstacle else 10)
     assert ("not compiled" in plan) is (obstacle in ("does not work", "memory", "time"))
 
 

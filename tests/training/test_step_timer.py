@@ -38,6 +38,7 @@ from glasslm.training.plan import FEW_STEPS, length_notes
 from glasslm.training.preparation import Preparation
 from glasslm.training.step_timer import (
     MIN_COMPILED_RUN_S,
+    PLANNED_SLOWDOWN,
     StepTimer,
     fix_length,
     report_seconds,
@@ -215,7 +216,8 @@ def test_as_many_steps_as_fit_or_a_refusal_that_names_a_time_that_works(
     steps = fitted.train.max_steps
     more = with_steps(fitted, steps + 1)
     left_s = budget_s - spent - report_seconds(costs, budget_s)
-    assert run_seconds(more, data, costs, n_final) > left_s
+    planned = costs._replace(step=PLANNED_SLOWDOWN * step)
+    assert run_seconds(more, data, planned, n_final) > left_s
 
 
 # Seconds of a step and of a window, windows of the split, and --max-time; then the expected steps
