@@ -75,7 +75,7 @@ def choose_engine(
             f"{_describe_size(parameters)}; PyTorch has no GPU here and would use fp32",
         )
     if device == "cpu" and reason == HAS_GPU:  # which PyTorch does not find
-        reason = _describe_training_threshold(parameters, compiled)
+        reason = _describe_threshold(parameters, _min_training_parameters(compiled), compiled)
     return dataclasses.replace(compute, engine=engine, device=device, precision=precision), reason
 
 
@@ -98,10 +98,9 @@ def _min_training_parameters(compiled: bool) -> int:
     return COMPILED_TRAINING_MIN_PARAMETERS if compiled else TORCH_TRAINING_MIN_PARAMETERS
 
 
-def _describe_training_threshold(parameters: int, compiled: bool) -> str:
-    threshold = _min_training_parameters(compiled) / 1e6
+def _describe_threshold(parameters: int, threshold: int, compiled: bool) -> str:
     engine = "compiled torch" if compiled else "torch"
-    return f"{_describe_size(parameters)}; {engine} from {threshold:.3g}M"
+    return f"{_describe_size(parameters)}; {engine} from {threshold / 1e6:.3g}M"
 
 
 def _auto_engine(
@@ -112,11 +111,8 @@ def _auto_engine(
         return "torch", f"{flag} needs PyTorch"
     if compute.precision == "fp64":
         return "numpy", "float64 is for checks"
-    threshold = TORCH_INFERENCE_MIN_PARAMETERS
-    size = f"{_describe_size(parameters)}; torch from {threshold / 1e6:.0f}M"
-    if training:
-        threshold = _min_training_parameters(compiled)
-        size = _describe_training_threshold(parameters, compiled)
+    threshold = _min_training_parameters(compiled) if training else TORCH_INFERENCE_MIN_PARAMETERS
+    size = _describe_threshold(parameters, threshold, compiled)
     if not is_torch_installed():
         too_large = parameters >= TORCH_TRAINING_MIN_PARAMETERS
         return "numpy", "PyTorch is not installed" if too_large else size

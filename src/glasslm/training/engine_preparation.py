@@ -109,7 +109,7 @@ def prepare_engine(
             compiled, why_not = _try_compiled(make_and_time, pytorch)
         length = fit(length.timer)  # PyTorch has taken some of the time, if only to be imported
         if compiled and compiled[1].config.train.max_steps <= length.config.train.max_steps:
-            compiled, why_not = None, "the time allows no more steps then"
+            compiled, why_not = None, "PyTorch has no time for more steps than NumPy"
         if compiled:
             (engine, length), compute, reasons = compiled, pytorch, its_reasons
     if compiled:
@@ -134,7 +134,7 @@ def _try_compiled(
             raise
         if isinstance(error, CompilerError):
             return None, f"torch.compile does not work here ({error.reason})"
-        return None, "its memory is not free here"
+        return None, "it needs more memory than is free"
 
 
 def _may_change_engine(

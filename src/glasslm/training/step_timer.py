@@ -47,8 +47,8 @@ TIMED_SAMPLE_TOKENS = 20  # tokens of the sample that is timed
 # Steps are timed three times, and with --max-time for this share of it: three of them differed by a
 # quarter from one start to the next (docs/log.md).
 TIMING_SHARE, MAX_TIMED_STEPS = 0.01, 50
-# A plan for --max-time counts each step as so many: a run that the limit cut at four fifths of its
-# steps lost 0.012 nats, and one that ended a tenth early 0.003 (docs/log.md).
+# A plan for --max-time takes a step for so many times as long as measured: a run that the limit cut
+# at four fifths of its steps lost 0.012 nats, and one that ended a tenth early 0.003 (docs/log.md).
 PLANNED_SLOWDOWN = 1.1
 DISK_BYTES_PER_S = 100e6  # a slow disk
 CHECKPOINT_S = 0.05  # fixed cost of a checkpoint
@@ -291,7 +291,7 @@ def _fit_time(
 ) -> RunLength:
     """As many steps as fit, with a final measurement of at most FINAL_SHARE of the time left."""
     budget_s = parse_duration(max_time)
-    measured, timer = timer, timer._replace(step=PLANNED_SLOWDOWN * timer.step)
+    planned = timer._replace(step=PLANNED_SLOWDOWN * timer.step)
     left_s = max(0.0, budget_s - spent_s - report_seconds(timer, budget_s))
     val_tokens = len(dataset.val.tokens)
     n_final: int | None = None
@@ -300,17 +300,17 @@ def _fit_time(
     final_s = FINAL_PASSES * n_windows * timer.window
     if final_s > FINAL_SHARE * left_s:
         n_final = max(0, int(FINAL_SHARE * left_s / (FINAL_PASSES * timer.window)))
-    steps = _most_steps(config, dataset, timer, left_s, n_final)
+    steps = _most_steps(config, dataset, planned, left_s, n_final)
     if not steps and is_text:  # the windows of the evaluations during training must do
-        n_final, steps = 0, _most_steps(config, dataset, timer, left_s, 0)
+        n_final, steps = 0, _most_steps(config, dataset, planned, left_s, 0)
     fitted = with_steps(config, max(1, steps))
     if n_final is not None:
         whole = evaluation_windows(fitted, val_tokens) is None
         n_final = None if whole else max(n_final, max_evaluation_windows(fitted))
-    seconds = run_seconds(fitted, dataset, measured, n_final)
+    seconds = run_seconds(fitted, dataset, timer, n_final)
     if not steps and spent_s + seconds > (1 + TOLERANCE) * budget_s:
         raise InputError(explain_refusal(max_time, spent_s, seconds, stages))
-    return RunLength(fitted, n_final, seconds, measured)
+    return RunLength(fitted, n_final, seconds, timer)
 
 
 def _most_steps(
