@@ -204,8 +204,8 @@ class ChatTemplate:
         for piece, tokenizer in self._pieces(text, sign):
             assert isinstance(tokenizer, SubwordTokenizer)
             piece_ids, edges = tokenizer.encode_with_spans(piece.replace(sign, ""))
-            kept = np.array([character != sign for character in piece], np.bool_)
-            counts = np.cumsum([0, *in_answer[start : start + len(piece)][kept]])
+            is_text = np.array([character != sign for character in piece], np.bool_)
+            counts = np.cumsum([0, *in_answer[start : start + len(piece)][is_text]])
             ids.append(piece_ids)
             is_answer.append(counts[edges[:, 1]] > counts[edges[:, 0]])
             start += len(piece)

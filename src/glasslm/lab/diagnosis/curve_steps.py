@@ -112,7 +112,7 @@ class StepFinder:
         steps: list[float | None] = []
         broken = []
         for row in self.table.rows:
-            found: float | None = None
+            step: float | None = None
             for column in candidates:
                 cell = row.cells.get(column.name)
                 try:
@@ -123,9 +123,9 @@ class StepFinder:
                     broken.append((row.line, cell))
                     break
                 if number is not None:
-                    found = number
+                    step = number
                     break
-            steps.append(found)
+            steps.append(step)
         return steps, broken
 
     def _place_blocks(self, steps: Steps) -> bool:
@@ -190,9 +190,9 @@ class StepFinder:
     def _rises(self, values: Sequence[float | None], highest: float) -> bool:
         """Whether all training losses have a value, and these rise up to `highest`."""
         main = self._loss_rows if any(self._loss_rows) else self._validation_rows
-        given = [value for value, is_main in zip(values, main) if is_main]
-        known = [value for value in given if value is not None]
-        return 0 < len(given) == len(known) and _is_rising(known) and known[-1] <= highest
+        loss_steps = [value for value, is_main in zip(values, main) if is_main]
+        known = [value for value in loss_steps if value is not None]
+        return 0 < len(loss_steps) == len(known) and _is_rising(known) and known[-1] <= highest
 
     def _count_on(self, steps: Steps) -> None:
         """Count steps on that begin again in each epoch."""

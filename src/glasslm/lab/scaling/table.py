@@ -59,8 +59,8 @@ def read_runs(path: Path, mapping: Sequence[str] = ()) -> RunTable:
     """
     table = read_table(path)
     named = columns.parse_mapping(mapping, ROLES, table)
-    found = find_candidates(table)
-    chosen = {role: candidates[0] for role, candidates in found.items() if candidates} | named
+    candidates = find_candidates(table)
+    chosen = {role: options[0] for role, options in candidates.items() if options} | named
     notes = []
     if "N" not in chosen:
         name, sizes = read_sizes_in_names(table)
@@ -80,7 +80,7 @@ def read_runs(path: Path, mapping: Sequence[str] = ()) -> RunTable:
     notes += failed
     if any("±" in str(row.cells.get(chosen["loss"].name)) for row in table.rows):
         notes.append(f"the errors after ± in {chosen['loss']} are not used")
-    others = other_columns(found["loss"], chosen["loss"]) if "loss" not in named else []
+    others = other_columns(candidates["loss"], chosen["loss"]) if "loss" not in named else []
     chosen["loss"], unit = columns.to_loss(chosen["loss"])
     _require_possible_units(table, chosen)
     runs, messages = _read_rows(table, chosen)
@@ -90,7 +90,7 @@ def read_runs(path: Path, mapping: Sequence[str] = ()) -> RunTable:
     messages = [
         f"{_describe_columns(table, chosen, unit)}; {plural(len(runs), 'run')}",
         *notes,
-        *_explain_other_sizes(table, chosen, other_columns(found["N"], chosen["N"]), runs),
+        *_explain_other_sizes(table, chosen, other_columns(candidates["N"], chosen["N"]), runs),
         *_name_other_losses(others),
         *messages,
         *_check_compute(runs),
